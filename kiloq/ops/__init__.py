@@ -1,0 +1,8 @@
+"""Arithmetic on tensors: the kernel interface. Knows no model, cache or request.
+
+One function per op. Today every op has one body, the PyTorch one in `reference`, which is also the training path.
+"""
+
+from .reference import causal_attention, rms_norm, swiglu
+
+__all__ = ["causal_attention", "rms_norm", "swiglu"]
