@@ -1,0 +1,156 @@
+"""What one request asks of the sampler and when it ends. Knows nothing of tensors, text or models; imports no torch."""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from kiloq.errors import RequestError
+
+_INT64 = 2**63
+_MAX_CHOICES = 128  # the bounds of the OpenAI API, which every door shares
+_MAX_LOGPROBS = 20
+
+
+class SamplingDefaults(Protocol):
+    """The part of a model's generation defaults that concerns sampling."""
+
+    @property
+    def max_tokens(self) -> int | None: ...
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def top_p(self) -> float: ...
+    @property
+    def repetition_penalty(self) -> float: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """One request's wishes, checked once. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 switch the filters off.
+
+    `stop_ids` end the text besides the model's own stop ids; `ignore_eos` switches off only the model's own.
+    `logprobs` is the number of alternatives per token (0: the chosen token alone, None: nothing).
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
+    seed: int | None = None
+    n: int = 1
+    stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    skip_special: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("stop", "stop_ids"):
+            object.__setattr__(self, name, _as_tuple(name, getattr(self, name)))
+        object.__setattr__(self, "logit_bias", _as_dict("logit_bias", self.logit_bias))
+        self._check_numbers()
+        self._check_collections()
+
+    @classmethod
+    def for_model(cls, generation: SamplingDefaults, **overrides: object) -> "SamplingParams":
+        """The model's own defaults, with what the caller gives on top; an unknown name is an error."""
+        known = {item.name for item in dataclasses.fields(cls)}
+        for name in overrides:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f" Did you mean '{near[0]}'?" if near else f" Known: {', '.join(sorted(known))}."
+                raise RequestError(f"'{name}' is not a sampling parameter.{hint}")
+        own: dict[str, object] = {
+            "max_tokens": generation.max_tokens,
+            "temperature": generation.temperature,
+            "top_k": generation.top_k,
+            "top_p": generation.top_p,
+            "repetition_penalty": generation.repetition_penalty,
+        }
+        return cls(**{**own, **overrides})  # type: ignore[arg-type]  # __post_init__ checks every type
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most likely token is always taken."""
+        return self.temperature == 0
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether tokens already seen change the scores."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+    def _check_numbers(self) -> None:
+        _check_int("max_tokens", self.max_tokens, 1, None, optional=True)
+        _check_int("top_k", self.top_k, 0, None)
+        _check_int("seed", self.seed, -_INT64, _INT64 - 1, optional=True)
+        _check_int("n", self.n, 1, _MAX_CHOICES)
+        _check_int("logprobs", self.logprobs, 0, _MAX_LOGPROBS, optional=True)
+        _check_float("temperature", self.temperature, 0, None)
+        _check_float("top_p", self.top_p, 0, 1)
+        _check_float("min_p", self.min_p, 0, 1)
+        _check_float("repetition_penalty", self.repetition_penalty, 0, None)
+        if self.repetition_penalty == 0:
+            raise RequestError("repetition_penalty is 0; it must be greater than 0 (1 changes nothing).")
+        _check_float("presence_penalty", self.presence_penalty, -2, 2)
+        _check_float("frequency_penalty", self.frequency_penalty, -2, 2)
+        for name in ("ignore_eos", "skip_special"):
+            if not isinstance(getattr(self, name), bool):
+                raise RequestError(f"{name} is {getattr(self, name)!r}; it must be true or false.")
+
+    def _check_collections(self) -> None:
+        for text in self.stop:
+            if not text or not _is_text(text):
+                raise RequestError(f"stop holds {text!r}; each stop string must be text of at least one character.")
+        for token_id in self.stop_ids:
+            _check_int("stop_ids", token_id, 0, None)
+        for token_id, bias in self.logit_bias.items():
+            _check_int("logit_bias", token_id, 0, None)
+            _check_float(f"logit_bias[{token_id}]", bias, -100, 100)
+
+
+def _as_tuple(name: str, value: object) -> tuple[object, ...]:
+    if isinstance(value, str):  # one stop string, as the OpenAI API allows
+        return (value,)
+    if isinstance(value, list | tuple | set | frozenset):
+        return tuple(value)
+    raise RequestError(f"{name} is {value!r}; it must be a list.")
+
+
+def _as_dict(name: str, value: object) -> dict[object, object]:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise RequestError(f"{name} is {value!r}; it must map token ids to numbers.")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _check_int(name: str, value: object, low: int, high: int | None, *, optional: bool = False) -> None:
+    if optional and value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise RequestError(f"{name} is {value!r}; it must be a whole number.")
+    _check_range(name, value, low, high)
+
+
+def _check_float(name: str, value: object, low: float, high: float | None) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise RequestError(f"{name} is {value!r}; it must be a finite number.")
+    _check_range(name, value, low, high)
+
+
+def _check_range(name: str, value: float, low: float, high: float | None) -> None:
+    if value < low or (high is not None and value > high):
+        limit = f"at least {low:,}" if high is None else f"between {low:,} and {high:,}"
+        raise RequestError(f"{name} is {value:,}; it must be {limit}.")
