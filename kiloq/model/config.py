@@ -240,6 +240,10 @@ def _from_qwen2(f: _Fields, family: Family) -> ModelConfig:
     max_length = f.integer("max_position_embeddings", default=32_768)
     default_head_dim = hidden_size // max(num_heads, 1) if family == "qwen2" else 128
     head_dim = f.integer("head_dim", default=default_head_dim)
+    if family == "qwen3" and f.flag("attention_bias"):
+        raise ConfigError(
+            "config.json: attention_bias is true; no Qwen3 model has biases, and kiloq does not run them."
+        )
     if f.first("hidden_act") not in (None, "silu"):
         raise ConfigError(f"config.json: hidden_act is {f.first('hidden_act')!r}; Qwen models use silu.")
     return ModelConfig(
@@ -252,7 +256,7 @@ def _from_qwen2(f: _Fields, family: Family) -> ModelConfig:
         head_dim=head_dim,
         intermediate_size=f.integer("intermediate_size"),
         norm_eps=f.number("rms_norm_eps", default=1e-6),
-        qkv_bias=f.flag("attention_bias") if family == "qwen3" else True,
+        qkv_bias=family == "qwen2",
         qk_norm=family == "qwen3",
         tie_embeddings=f.flag("tie_word_embeddings"),
         rope=_rope_of_qwen2(f, head_dim, max_length),
@@ -303,7 +307,7 @@ def _windows_of_qwen2(f: _Fields, num_layers: int) -> tuple[int | None, ...]:
 
 
 def _to_qwen2(c: ModelConfig) -> dict[str, object]:
-    if c.qk_norm != (c.family == "qwen3") or (c.family == "qwen2" and not c.qkv_bias):
+    if (c.qk_norm, c.qkv_bias) != (c.family == "qwen3", c.family == "qwen2"):
         raise ConfigError(f"a {c.family} file cannot hold qk_norm={c.qk_norm} with qkv_bias={c.qkv_bias}.")
     window = next((w for w in c.windows if w is not None), None)
     if any(w not in (None, window) for w in c.windows):
@@ -334,7 +338,7 @@ def _to_qwen2(c: ModelConfig) -> dict[str, object]:
         "rope_scaling": _rope_scaling_of(c.rope, c.head_dim),
     }
     if c.family == "qwen3":
-        hf["attention_bias"] = c.qkv_bias
+        hf["attention_bias"] = False
     return hf
 
 

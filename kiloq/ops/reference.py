@@ -7,9 +7,7 @@ from torch import Tensor
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension; the mean in fp32 (arXiv 1910.07467)."""
-    wide = x.float()
-    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return (wide * scale).to(x.dtype) * weight
+    return F.rms_norm(x, weight.shape, weight, eps)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
