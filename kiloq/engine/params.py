@@ -89,6 +89,11 @@ class SamplingParams:
         """Whether tokens already seen change the scores."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
+    @property
+    def has_filters(self) -> bool:
+        """Whether some tokens are left out before drawing."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
     def _check_numbers(self) -> None:
         _check_int("max_tokens", self.max_tokens, 1, None, optional=True)
         _check_int("top_k", self.top_k, 0, None)

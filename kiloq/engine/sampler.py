@@ -1,0 +1,294 @@
+"""Sampling: logits in, token ids out, in fp32. Knows nothing of text, requests or models.
+
+The order is that of transformers: repetition penalty (over prompt and output, divides or multiplies), presence and
+frequency penalties (over output, subtracted, as the OpenAI API defines them), logit_bias; then temperature, top_k,
+top_p over what top_k left, min_p. Log probabilities describe the model itself: log-softmax of the raw logits.
+
+No step sorts or draws from the whole vocabulary. Only a weight of at least (1 - top_p) * total / V can belong to the
+nucleus, because all smaller ones together weigh less than (1 - top_p) * total: one comparison leaves a short list. One
+uniform number of the row's own generator becomes a token by the inverse of the cumulative weights, so a row draws the
+same token in any batch.
+"""
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kiloq.errors import NumericsError, RequestError
+
+from .params import SamplingParams
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Ids = NDArray[np.int64]
+
+_SHORT = 1024  # tokens that a GPU hands over at first; a nucleus is rarely longer
+_DEPTH = 64  # weights per block of the two-level inverse, about the square root of the cost of one level
+_COLDEST = 1e-6  # below this, fp32 cannot tell a temperature from greedy
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One drawn token, with the model's log probability of it and of the most likely tokens if they were asked for."""
+
+    token_id: int
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+
+
+class BadLogitsError(NumericsError):
+    """Rows whose logits hold NaN, +inf or nothing finite; raised before any row's state moves."""
+
+    def __init__(self, rows: tuple[int, ...]) -> None:
+        self.rows = rows
+        super().__init__(
+            f"The model gave no finite logits for row {', '.join(map(str, rows))} of the batch. "
+            "Check the weights, or use bfloat16 or float32 in place of float16."
+        )
+
+
+class RowSampler:
+    """The sampling state of one sequence: its seen tokens and its own random numbers."""
+
+    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], vocab_size: int, seed: int) -> None:
+        for token_id in params.logit_bias:
+            if token_id >= vocab_size:
+                raise RequestError(f"logit_bias names token {token_id:,}; the model has {vocab_size:,} tokens.")
+        self.params = params
+        self.shifts = _Shifts(params, prompt_ids)
+        self._random = random.Random(seed)
+
+    def sample(self, logits: Tensor) -> Sampled:
+        """Draw the next token from logits [V] and remember it."""
+        return sample_batch(logits[None], [self])[0]
+
+    def uniform(self) -> float:
+        """The next number in [0, 1) of this row alone."""
+        return self._random.random()
+
+
+def sample_batch(logits: Tensor, rows: Sequence[RowSampler]) -> list[Sampled]:
+    """Draw one token per row of logits [N, V]; row i remembers its token."""
+    assert logits.shape[0] == len(rows), (logits.shape, len(rows))
+    scores = _shifted(logits.detach(), rows)  # [N, V] fp32
+    peaks = scores.amax(1)
+    bad = (~peaks.isfinite()).nonzero()[:, 0].tolist()
+    if bad:
+        raise BadLogitsError(tuple(bad))
+    if scores.device.type == "cpu":
+        chosen = [_choose(scores[i].numpy(), row) for i, row in enumerate(rows)]
+    else:
+        chosen = _choose_on_device(scores, peaks, rows)
+    for row, token_id in zip(rows, chosen, strict=True):
+        row.shifts.count(token_id)
+    return [
+        Sampled(token_id) if row.params.logprobs is None else _describe(logits[i], token_id, row.params.logprobs)
+        for i, (row, token_id) in enumerate(zip(rows, chosen, strict=True))
+    ]
+
+
+class _Shifts:
+    """How seen and biased tokens change a row's scores, kept per distinct token and updated in O(1) per draw."""
+
+    def __init__(self, params: SamplingParams, prompt_ids: Iterable[int]) -> None:
+        self._params = params
+        self._slot: dict[int, int] = {}
+        self._counted: set[int] = set()
+        self._ids: Ids = np.empty(64, np.int64)
+        self._divide: Doubles = np.empty(64)
+        self._add: Doubles = np.empty(64)
+        for token_id, bias in params.logit_bias.items():
+            slot = self._find(token_id)
+            self._add[slot] += bias
+        if params.repetition_penalty != 1:
+            for token_id in dict.fromkeys(prompt_ids):
+                slot = self._find(token_id)  # before the arrays are named: it may replace them
+                self._divide[slot] = params.repetition_penalty
+
+    def __len__(self) -> int:
+        return len(self._slot)
+
+    def count(self, token_id: int) -> None:
+        """One more of this token is in the output."""
+        params = self._params
+        if not params.has_penalties:
+            return
+        slot = self._find(token_id)
+        self._divide[slot] = params.repetition_penalty
+        self._add[slot] -= params.frequency_penalty
+        if token_id not in self._counted:
+            self._counted.add(token_id)
+            self._add[slot] -= params.presence_penalty
+
+    def table(self, row: int) -> Doubles:
+        """[4, distinct]: the row's number, token ids, divisors, addends; ids are exact in fp64."""
+        n = len(self._slot)
+        return np.stack([np.full(n, row, np.float64), self._ids[:n], self._divide[:n], self._add[:n]])
+
+    def _find(self, token_id: int) -> int:
+        slot = self._slot.get(token_id)
+        if slot is None:
+            slot = self._slot[token_id] = len(self._slot)
+            if slot == len(self._ids):
+                self._ids = np.resize(self._ids, 2 * slot)
+                self._divide = np.resize(self._divide, 2 * slot)
+                self._add = np.resize(self._add, 2 * slot)
+            self._ids[slot], self._divide[slot], self._add[slot] = token_id, 1.0, 0.0
+        return slot
+
+
+def _shifted(logits: Tensor, rows: Sequence[RowSampler]) -> Tensor:
+    """fp32 scores [N, V] after penalties and bias; the caller's logits stay as they are."""
+    scores = logits.float()
+    tables = [row.shifts.table(i) for i, row in enumerate(rows) if len(row.shifts)]
+    if not tables:
+        return scores
+    if scores is logits:
+        scores = logits.clone()
+    table = torch.from_numpy(np.concatenate(tables, axis=1)).to(scores.device)  # [4, M], one transfer
+    where, ids, divide, add = table[0].long(), table[1].long(), table[2].float(), table[3].float()
+    seen = scores[where, ids]
+    scores[where, ids] = torch.where(seen > 0, seen / divide, seen * divide) + add
+    return scores
+
+
+def _choose(scores: Floats, row: RowSampler) -> int:
+    """A token from one row's scores [V] on the host."""
+    params = row.params
+    if params.is_greedy:
+        return int(scores.argmax())
+    if not params.has_filters:
+        return _choose_any(scores, params.temperature, row.uniform())
+    if 0 < params.top_k < scores.size:
+        ids = _largest(scores, params.top_k)
+        weights = _tempered(scores[ids], scores[ids[0]], params.temperature)
+        total = float(weights.sum())
+    else:
+        weights = _tempered(scores, scores.max(), params.temperature)
+        total = float(weights.sum())
+        floor = max(params.min_p, 0.999 * (1 - params.top_p) * total / scores.size)  # 0.999 covers rounding
+        ids = np.flatnonzero(weights >= min(floor, 1.0))
+        ids = ids[weights[ids].argsort()[::-1]]
+        weights = weights[ids]
+    mass = _kept_mass(weights, total, params)
+    return int(ids[_invert(mass, row.uniform() * mass[-1])])
+
+
+def _choose_any(scores: Floats, temperature: float, uniform: float) -> int:
+    """From the whole distribution: find the block by the sums of blocks, then the token inside it."""
+    columns = -(-scores.size // _DEPTH)
+    weights = np.empty(_DEPTH * columns, np.float32)
+    weights[scores.size :] = 0
+    _tempered(scores, scores.max(), temperature, out=weights[: scores.size])
+    blocks = weights.reshape(_DEPTH, columns)
+    column, rest = _find_block(blocks.sum(0), uniform)
+    return _invert(blocks[:, column].cumsum(dtype=np.float64), rest) * columns + column
+
+
+def _find_block(sums: Floats, uniform: float) -> tuple[int, float]:
+    """The block that the uniform number falls into, and how far into it."""
+    mass = sums.cumsum(dtype=np.float64)
+    column = _invert(mass, uniform * mass[-1])
+    return column, uniform * mass[-1] - (mass[column - 1] if column else 0.0)
+
+
+def _kept_mass(weights: Floats, total: float, params: SamplingParams) -> Doubles:
+    """Cumulative weights, heaviest first, of what top_p and min_p keep; at least one."""
+    mass = weights.cumsum(dtype=np.float64)
+    keep = len(mass)
+    if params.top_p < 1:
+        keep = min(keep, 1 + int(mass.searchsorted(params.top_p * total)))
+    if params.min_p > 0:
+        keep = min(keep, int(np.count_nonzero(weights >= params.min_p)))
+    return mass[:keep]
+
+
+def _invert(mass: Doubles, target: float) -> int:
+    """The place where the cumulative mass passes the target; never one of weight zero, however the sums round."""
+    return int(min(mass.searchsorted(target, "right"), mass.searchsorted(mass[-1], "left")))
+
+
+def _tempered(scores: Floats, peak: np.float32, temperature: float, out: Floats | None = None) -> Floats:
+    """Weights, not yet divided by their sum; the heaviest is 1."""
+    with np.errstate(over="ignore"):  # a masked score may be the lowest fp32 number
+        weights: Floats = np.subtract(scores, peak, out=out)
+        if temperature != 1:
+            weights /= np.float32(max(temperature, _COLDEST))
+        np.exp(weights, out=weights)
+    return weights
+
+
+def _largest(scores: Floats, count: int) -> Ids:
+    """Ids of the largest scores, best first, less those of -inf; the maxima of blocks bound the search."""
+    depth = min(_DEPTH, scores.size // (4 * count)) if count else 1
+    lowest = np.finfo(np.float32).min
+    floor = lowest
+    if depth > 1:
+        blocks = scores.size // depth
+        maxima = scores[: depth * blocks].reshape(depth, blocks).max(0)
+        # At least `count` scores (one per block) reach the count-th largest of the maxima.
+        floor = max(lowest, np.partition(maxima, blocks - count)[blocks - count])
+    ids = np.flatnonzero(scores >= floor)
+    return ids[scores[ids].argsort()[::-1][:count]]
+
+
+def _choose_on_device(scores: Tensor, peaks: Tensor, rows: Sequence[RowSampler]) -> list[int]:
+    """The same choices for scores on a GPU; only short lists and block sums travel to the host."""
+    chosen = scores.argmax(1).tolist()
+    warm = [i for i, row in enumerate(rows) if not row.params.is_greedy]
+    for group, choose in (
+        ([i for i in warm if rows[i].params.has_filters], _choose_short),
+        ([i for i in warm if not rows[i].params.has_filters], _choose_blocks),
+    ):
+        if group:
+            some = [rows[i] for i in group]
+            cold = torch.tensor([max(row.params.temperature, _COLDEST) for row in some], device=scores.device)
+            weights = ((scores[group] - peaks[group, None]) / cold[:, None]).exp()
+            for i, token_id in zip(group, choose(weights, some), strict=True):
+                chosen[i] = token_id
+    return chosen
+
+
+def _choose_short(weights: Tensor, rows: Sequence[RowSampler]) -> list[int]:
+    size = weights.shape[1]
+    count = min(size, max(_SHORT, *(row.params.top_k for row in rows)))
+    heaviest = weights.topk(count)
+    sums: list[float] = weights.sum(1).tolist()
+    short, ids = heaviest.values.cpu().numpy(), heaviest.indices.cpu().numpy()
+    chosen = []
+    for i, row in enumerate(rows):
+        top_k = row.params.top_k
+        some = short[i, : top_k or None]
+        mass = _kept_mass(some, float(some.sum()) if top_k else sums[i], row.params)
+        if top_k or len(mass) < count or count == size:
+            chosen.append(int(ids[i, _invert(mass, row.uniform() * mass[-1])]))
+        else:  # the nucleus is longer than the short list
+            order = weights[i].sort(descending=True)
+            mass = _kept_mass(order.values.cpu().numpy(), sums[i], row.params)
+            chosen.append(int(order.indices[_invert(mass, row.uniform() * mass[-1])]))
+    return chosen
+
+
+def _choose_blocks(weights: Tensor, rows: Sequence[RowSampler]) -> list[int]:
+    columns = -(-weights.shape[1] // _DEPTH)
+    blocks = torch.nn.functional.pad(weights, (0, _DEPTH * columns - weights.shape[1])).view(-1, _DEPTH, columns)
+    found = [_find_block(sums, row.uniform()) for sums, row in zip(blocks.sum(1).cpu().numpy(), rows, strict=True)]
+    picked = blocks[torch.arange(len(rows)), :, [column for column, _ in found]].cpu().numpy()  # [N, DEPTH]
+    return [
+        _invert(inside.cumsum(dtype=np.float64), rest) * columns + column
+        for inside, (column, rest) in zip(picked, found, strict=True)
+    ]
+
+
+def _describe(logits: Tensor, token_id: int, alternatives: int) -> Sampled:
+    """The token with log-softmax of the raw logits [V] and the most likely alternatives, best first."""
+    raw = logits.detach().float().cpu().numpy()
+    peak = raw.max()
+    norm = float(peak) + float(np.log(np.exp(raw - peak).sum(dtype=np.float64)))
+    best = _largest(raw, alternatives) if alternatives else ()
+    return Sampled(token_id, float(raw[token_id]) - norm, tuple((int(i), float(raw[i]) - norm) for i in best))
