@@ -1,0 +1,156 @@
+"""`kiloq chat`: reads lines from a terminal or a pipe and hands them to the session. Knows no commands or models."""
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from kiloq.cli.options import ModelOptions, SamplingOptions, System
+from kiloq.errors import KiloqError
+
+
+def chat(
+    *,
+    model: ModelOptions = ModelOptions(),  # noqa: B008  # frozen
+    sampling: SamplingOptions = SamplingOptions(),  # noqa: B008  # frozen
+    system: System = None,
+    continued: Annotated[
+        Path | None, Parameter(name=["--continue", "-c"], help="A conversation that `:save` wrote, to go on with.")
+    ] = None,
+) -> int:
+    """Talk with a model; lines from a pipe are answered one by one."""
+    from kiloq.cli.chat_session import ChatSession, read_conversation
+
+    say(greeting(model.model))
+    saved_system, messages = read_conversation(continued) if continued else (None, [])
+    session = ChatSession(
+        llm=model.load(),
+        write=write,
+        say=say,
+        clear_screen=clear_screen,
+        conf=sampling.given(),
+        system=saved_system if system is None else system,
+        messages=messages,
+        path=continued,
+    )
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        return _talk_in_terminal(session.handle, session.stop)
+    return _answer_lines(session.handle)
+
+
+def greeting(model: str | None) -> str:
+    """The first line of a chat: what answers, and how to get something better or some help."""
+    if model is not None:
+        return f"{model}  (:help shows the commands)"
+    return (
+        "This is kiloq-mini-chat, a small demonstration model that knows little. "
+        "For a real one: kiloq chat -m Qwen/Qwen3-0.6B  (:help shows the commands)"
+    )
+
+
+def write(text: str) -> None:
+    """A piece of an answer, at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def clear_screen() -> None:
+    """An empty terminal with the cursor at the top; nothing elsewhere."""
+    if sys.stdout.isatty():
+        write("\x1b[H\x1b[2J")
+
+
+@contextmanager
+def on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C calls `stop`, so that no step of the engine is cut in two; a second Ctrl-C is the usual hard one."""
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, previous)
+        stop()
+
+    previous = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _talk_in_terminal(handle: Callable[[str], bool], stop: Callable[[], None]) -> int:
+    read = _terminal_reader()
+    going_on = True
+    while going_on:
+        try:
+            line = read()
+        except KeyboardInterrupt:
+            say("(:quit or Ctrl-D leaves)")
+            continue
+        except EOFError:
+            return 0
+        try:
+            with on_interrupt(stop):
+                going_on = handle(line)
+        except KiloqError as error:
+            say(f"kiloq: {error}")
+    return 0
+
+
+def _terminal_reader() -> Callable[[], str]:
+    """Reads one message: Enter sends, Alt-Enter or a backslash before Enter begins a new line, arrows recall."""
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.history import InMemoryHistory
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def _send_or_continue(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if buffer.document.text_before_cursor.endswith("\\"):
+            buffer.delete_before_cursor()
+            buffer.insert_text("\n")
+        else:
+            buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    def _new_line(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    session: PromptSession[str] = PromptSession(
+        "> ", history=InMemoryHistory(), multiline=True, key_bindings=keys, prompt_continuation=". "
+    )
+    return session.prompt
+
+
+def _answer_lines(handle: Callable[[str], bool]) -> int:
+    """Every line of a pipe in turn; a fault in one is told and does not keep the others from their answers."""
+    faults = 0
+    for line in joined_lines(sys.stdin):
+        try:
+            if not handle(line):
+                break
+        except KiloqError as error:
+            faults += 1
+            say(f"kiloq: {error}")
+    return min(faults, 1)
+
+
+def joined_lines(lines: Iterator[str]) -> Iterator[str]:
+    """Lines without their ends; one that ends with a backslash goes on with the next."""
+    parts: list[str] = []
+    for line in lines:
+        text = line.rstrip("\r\n")
+        parts.append(text.removesuffix("\\"))
+        if not text.endswith("\\"):
+            yield "\n".join(parts)
+            parts = []
+    if parts:
+        yield "\n".join(parts)

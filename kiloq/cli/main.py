@@ -1,0 +1,107 @@
+"""The command table and the exit codes. Knows no command's insides: each is imported when it is called."""
+
+import os
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+
+from kiloq.cli.options import ModelOptions, SamplingOptions, System
+from kiloq.errors import KiloqError
+
+# name: (where it lives, what it does, an example that works). The help page of `kiloq` shows this table
+# without importing anything; each command's own page opens with its example.
+COMMANDS = {
+    "chat": ("kiloq.cli.chat:chat", "Talk with a model.", "kiloq chat"),
+    "generate": (
+        "kiloq.cli.generate:generate",
+        "Answer a file of prompts: JSON lines in, JSON lines out.",
+        "kiloq generate prompts.jsonl -o answers.jsonl",
+    ),
+    "info": ("kiloq.cli.info:info", "Parameters, bytes per token and memory of a model.", "kiloq info Qwen/Qwen-7B"),
+    "doctor": ("kiloq.cli.doctor:doctor", "What this machine can do, and what stands in its way.", "kiloq doctor"),
+    "download": (
+        "kiloq.cli.convert_commands:download",
+        "Fetch a model, so that it works offline later.",
+        "kiloq download Qwen/Qwen3-0.6B",
+    ),
+    "convert": (
+        "kiloq.cli.convert_commands:convert",
+        "Write a checkpoint in another layout.",
+        "kiloq convert Qwen/Qwen-1_8B-Chat out --to qwen2",
+    ),
+}
+# Groups of commands, which bring a page of their own.
+GROUPS = {
+    "tokenizer": ("kiloq.cli.tokenizer_commands:app", "Train, expand and inspect vocabularies."),
+    "train": ("kiloq.cli.train_commands:app", "Train a model from a recipe."),
+}
+
+USAGE_ERROR = 2
+INTERRUPTED = 128 + 2  # what a shell reports for a program ended by SIGINT
+BROKEN_PIPE = 128 + 13
+
+
+def build_app() -> App:
+    from kiloq import __version__
+
+    app = App(
+        name="kiloq",
+        version=__version__,
+        usage='kiloq "Why is the sky blue?"\n       kiloq COMMAND [OPTIONS] ...\n',
+        help="Qwen language models on your own machine.",
+        result_action="return_value",
+        suppress_keyboard_interrupt=False,
+    )
+    for name, (path, summary, example) in COMMANDS.items():
+        app.command(path, name=name, help=summary, help_prologue=f"Example: `{example}`")
+    for name, (path, summary) in GROUPS.items():
+        app.command(path, name=name, help=summary)
+    app.default(ask)
+    return app
+
+
+def ask(
+    question: Annotated[str | None, Parameter(help="What to ask; `-` reads it from standard input.")] = None,
+    /,
+    *,
+    model: ModelOptions = ModelOptions(),  # noqa: B008  # frozen
+    sampling: SamplingOptions = SamplingOptions(),  # noqa: B008  # frozen
+    system: System = None,
+) -> None:
+    """One question, one answer; without a question, this page."""
+    if question is None:
+        build_app().help_print([])
+        return
+    # A mistyped command must not wake a model and be answered as a question.
+    near = get_close_matches(question, [*COMMANDS, *GROUPS], n=1, cutoff=0.75)
+    if near:
+        raise CycloptsError(
+            msg=f'there is no command "{question}"; did you mean "{near[0]}"? A question may come through a pipe: '
+            f"echo {question} | kiloq -"
+        )
+    from kiloq.cli.ask import answer
+
+    answer(question, model=model, sampling=sampling, system=system)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Carry out one command line; the exit code. Results go to stdout, everything else to stderr."""
+    try:
+        result = build_app()(arguments, exit_on_error=False, print_error=False)
+        sys.stdout.flush()
+    except CycloptsError as error:
+        print(f"kiloq: {error} See `kiloq --help`.", file=sys.stderr)
+        return USAGE_ERROR
+    except KiloqError as error:
+        print(f"kiloq: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`head`, `less`) has seen enough. Python flushes stdout once more at exit; give it nowhere to fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    return result if isinstance(result, int) else 0

@@ -1,0 +1,58 @@
+"""Options that several commands share, so that one letter means one thing everywhere. Knows no model."""
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from kiloq.engine import LLM, SamplingParams
+
+System = Annotated[str | None, Parameter(name=["--system", "-s"], help="The system prompt.")]
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the result as JSON.")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model, and how it is held in memory."""
+
+    model: Annotated[
+        str | None,
+        Parameter(name=["--model", "-m"], help="A folder or a hub id; without it, the bundled demonstration model."),
+    ] = None
+    device: Annotated[str, Parameter(help="cpu, cuda, cuda:1, or auto.")] = "auto"
+    dtype: Annotated[str, Parameter(help="float32, bfloat16, float16, or auto (as stored).")] = "auto"
+    max_context: Annotated[
+        int | None, Parameter(help="Tokens of prompt and answer together; default: what the model allows.")
+    ] = None
+
+    def load(self, *, max_batch: int | None = None) -> "LLM":
+        """Load the model; this is where torch is imported."""
+        from kiloq.engine import LLM
+
+        batch = {} if max_batch is None else {"max_batch": max_batch}
+        return LLM(self.model, device=self.device, dtype=self.dtype, max_context=self.max_context, **batch)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """How the next token is chosen; what is not given comes from the model's own generation_config.json."""
+
+    temperature: Annotated[float | None, Parameter(help="0 always takes the likeliest token.")] = None
+    top_k: Annotated[int | None, Parameter(help="Choose among the k likeliest tokens; 0 is no limit.")] = None
+    top_p: Annotated[float | None, Parameter(help="Choose among the likeliest tokens that hold this share.")] = None
+    repetition_penalty: Annotated[float | None, Parameter(help="Above 1, what was said is less likely again.")] = None
+    max_tokens: Annotated[int | None, Parameter(help="The longest answer.")] = None
+    seed: Annotated[int | None, Parameter(help="The same seed gives the same answer.")] = None
+
+    def given(self) -> dict[str, object]:
+        """The options that a person set, by the names that SamplingParams gives them."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def params(self, llm: "LLM") -> "SamplingParams":
+        from kiloq.engine import SamplingParams
+
+        return SamplingParams.for_model(llm.generation, **self.given())
