@@ -24,7 +24,7 @@ def read_vocab_and_merges(where: str, files: Mapping[str, bytes]) -> Vocabulary:
     if not special:
         start = max(ids.values(), default=-1) + 1
         special = {name: ids.get(name, start + i) for i, name in enumerate((END_OF_TEXT, IM_START, IM_END))}
-    ranks = _ranks(ids, merges, special, where)
+    ranks = ranks_of_merges(ids, merges, special, where)
     return Vocabulary(name=where, ranks=ranks, special=special, kept=kept, files=files)
 
 
@@ -44,7 +44,7 @@ def read_tokenizer_json(where: str, data: bytes, files: Mapping[str, bytes]) -> 
     kept |= more_kept - special.keys()
     return Vocabulary(
         name=where,
-        ranks=_ranks(ids, merges, special, where),
+        ranks=ranks_of_merges(ids, merges, special, where),
         special=special,
         kept=kept,
         pattern=_pattern(top.get("pre_tokenizer"), where),
@@ -70,7 +70,9 @@ def byte_of_character() -> dict[str, int]:
     return alphabet
 
 
-def _ranks(ids: Mapping[str, int], merges: Iterable[Pair], special: Mapping[str, int], where: str) -> dict[bytes, int]:
+def ranks_of_merges(
+    ids: Mapping[str, int], merges: Iterable[Pair], special: Mapping[str, int], where: str
+) -> dict[bytes, int]:
     """Ranks that make tiktoken merge as the list says: single bytes, then each merge with a larger id."""
     alphabet = byte_of_character()
     ranks = {bytes([byte]): ids[character] for character, byte in alphabet.items() if character in ids}

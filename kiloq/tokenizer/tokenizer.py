@@ -3,7 +3,6 @@
 import codecs
 import operator
 import re
-import unicodedata
 from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -16,14 +15,13 @@ import tiktoken
 from kiloq.errors import TokenizerError
 
 from .formats import read_vocabulary, write_files
+from .normalise import join_surrogates, nfc
 from .vocabulary import END_OF_TEXT, IM_END, IM_START, Vocabulary
 
 SpecialNames = Literal["all"] | Collection[str]
 
 # tiktoken's regex engine keeps one stack entry per character of a blank run and panics at a million of them.
 _LONG_BLANK = regex.compile(r"(?<!\s)\s{100000}")
-# unicodedata sorts a run of combining marks by insertion: quadratic. The three Tibetan vowels decompose into marks.
-_LONG_MARKS = regex.compile(r"(?<![\P{ccc=0}\u0F73\u0F75\u0F81])[\P{ccc=0}\u0F73\u0F75\u0F81]{1000,}+")
 
 
 class RefusedTextError(TokenizerError, ValueError):
@@ -79,9 +77,9 @@ class Tokenizer:
         self, text: str, *, allowed_special: SpecialNames = (), disallowed_special: SpecialNames = ()
     ) -> list[int]:
         """Ids of a text. Names of special tokens are plain text unless allowed, and an error if disallowed."""
-        text = _repair(text)
+        text = join_surrogates(text)
         if self.vocabulary.nfc:
-            text = _nfc(text)
+            text = nfc(text)
         allowed = self._names(allowed_special, "allowed_special")
         refused = self._names(disallowed_special, "disallowed_special")
         if disallowed_special == "all":
@@ -162,29 +160,3 @@ class StreamDecoder:
 def _any_of(names: frozenset[str]) -> re.Pattern[str]:
     longest_first = sorted(names, key=lambda name: (-len(name), name))
     return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
-
-
-def _repair(text: str) -> str:
-    """Join surrogate pairs and replace lone surrogates, which no UTF-8 text can hold."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
-
-
-def _nfc(text: str) -> str:
-    if text.isascii():
-        return text
-    if len(text) >= 1000:
-        text = _LONG_MARKS.sub(lambda run: _sort_marks(run[0]), text)
-    return unicodedata.normalize("NFC", text)
-
-
-def _sort_marks(run: str) -> str:
-    """Canonical order of combining marks (Unicode 15.0, 3.11, D109) in n log n; NFC of the result is the same."""
-    return "".join(sorted("".join(map(_decompose, run)), key=unicodedata.combining))
-
-
-def _decompose(character: str) -> str:
-    return unicodedata.normalize("NFD", character)

@@ -1,0 +1,59 @@
+"""Learns a byte-level BPE vocabulary from text, cut by Qwen's pattern, and writes it as `.tiktoken`."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from kiloq.errors import MissingExtraError, TokenizerError
+
+from .formats import dump_ranks, write_files
+from .formats_hf import ranks_of_merges
+from .normalise import join_surrogates, nfc
+from .vocabulary import NUM_SPECIALS, QWEN_PATTERN
+
+
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, *, output: str | Path | None = None, min_count: int = 2
+) -> dict[bytes, int]:
+    """Ranks learned from the texts, the same on every run; `vocab_size` counts them and the 208 specials.
+
+    The ranks go to `output`, a `.tiktoken` file, if it is given. Pairs seen less than `min_count` times stay apart.
+    """
+    try:
+        from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+    except ImportError as error:
+        raise MissingExtraError("training a tokenizer needs pip install 'kiloq[tokenizer]'") from error
+
+    num_ranks = vocab_size - NUM_SPECIALS
+    if num_ranks < 256:
+        raise TokenizerError(f"vocab_size is {vocab_size}; 256 bytes and {NUM_SPECIALS} specials need at least 464.")
+    if output is not None and Path(output).suffix != ".tiktoken":
+        raise TokenizerError(f"the vocabulary would be written to {output}; its name must end in .tiktoken.")
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN_PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=num_ranks,
+        min_frequency=min_count,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    learner.train_from_iterator(_clean(texts), trainer)
+    model = json.loads(learner.to_str())["model"]
+    ranks = ranks_of_merges(model["vocab"], map(tuple, model["merges"]), {}, "the learned vocabulary")
+    if len(ranks) < num_ranks:
+        raise TokenizerError(
+            f"vocab_size is {vocab_size}, but the texts hold pairs for only {len(ranks) + NUM_SPECIALS}. "
+            "Give more text or a smaller vocab_size."
+        )
+    if output is not None:
+        write_files(Path(output).parent, {Path(output).name: dump_ranks(ranks)})
+    return ranks
+
+
+def _clean(texts: Iterable[str]) -> Iterator[str]:
+    return (nfc(join_surrogates(text)) for text in texts)
