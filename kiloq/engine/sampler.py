@@ -5,7 +5,7 @@ frequency penalties (over output, subtracted, as the OpenAI API defines them), l
 top_p over what top_k left, min_p. Log probabilities describe the model itself: log-softmax of the raw logits.
 
 No step sorts or draws from the whole vocabulary. Only a weight of at least (1 - top_p) * total / V can belong to the
-nucleus, because all smaller ones together weigh less than (1 - top_p) * total: one comparison leaves a short list. One
+nucleus, because all smaller ones together weigh less than (1 - top_p) * total: a comparison leaves a short list. One
 uniform number of the row's own generator becomes a token by the inverse of the cumulative weights, so a row draws the
 same token in any batch.
 """
@@ -171,12 +171,21 @@ def _choose(scores: Floats, row: RowSampler) -> int:
     else:
         weights = _tempered(scores, scores.max(), params.temperature)
         total = float(weights.sum())
-        floor = max(params.min_p, 0.999 * (1 - params.top_p) * total / scores.size)  # 0.999 covers rounding
-        ids = np.flatnonzero(weights >= min(floor, 1.0))
-        ids = ids[weights[ids].argsort()[::-1]]
+        ids = _nucleus(weights, total, params)
         weights = weights[ids]
     mass = _kept_mass(weights, total, params)
     return int(ids[_invert(mass, row.uniform() * mass[-1])])
+
+
+def _nucleus(weights: Floats, total: float, params: SamplingParams) -> Ids:
+    """Ids, heaviest first, of a short list that holds all that top_p and min_p keep."""
+    # The bound of the module's docstring, tried first as if no more than _SHORT tokens mattered.
+    for spread in (_SHORT, weights.size):
+        light = 0.999 * (1 - params.top_p) * total / spread  # 0.999 covers rounding
+        ids = np.flatnonzero(weights >= min(max(params.min_p, light), 1.0))
+        if params.min_p >= light or weights[ids].sum() >= params.top_p * total:
+            break
+    return ids[weights[ids].argsort()[::-1]]
 
 
 def _choose_any(scores: Floats, temperature: float, uniform: float) -> int:
@@ -226,13 +235,12 @@ def _tempered(scores: Floats, peak: np.float32, temperature: float, out: Floats 
 def _largest(scores: Floats, count: int) -> Ids:
     """Ids of the largest scores, best first, less those of -inf; the maxima of blocks bound the search."""
     depth = min(_DEPTH, scores.size // (4 * count)) if count else 1
-    lowest = np.finfo(np.float32).min
-    floor = lowest
+    floor = np.finfo(np.float32).min
     if depth > 1:
         blocks = scores.size // depth
         maxima = scores[: depth * blocks].reshape(depth, blocks).max(0)
         # At least `count` scores (one per block) reach the count-th largest of the maxima.
-        floor = max(lowest, np.partition(maxima, blocks - count)[blocks - count])
+        floor = max(floor, np.partition(maxima, blocks - count)[blocks - count])
     ids = np.flatnonzero(scores >= floor)
     return ids[scores[ids].argsort()[::-1][:count]]
 
@@ -262,20 +270,18 @@ def _choose_short(weights: Tensor, rows: Sequence[RowSampler]) -> list[int]:
     short, ids = heaviest.values.cpu().numpy(), heaviest.indices.cpu().numpy()
     chosen = []
     for i, row in enumerate(rows):
-        top_k = row.params.top_k
+        top_k, tokens = row.params.top_k, ids[i]
         some = short[i, : top_k or None]
         mass = _kept_mass(some, float(some.sum()) if top_k else sums[i], row.params)
-        if top_k or len(mass) < count or count == size:
-            chosen.append(int(ids[i, _invert(mass, row.uniform() * mass[-1])]))
-        else:  # the nucleus is longer than the short list
+        if not top_k and len(mass) == count < size:  # the nucleus is longer than the short list
             order = weights[i].sort(descending=True)
-            mass = _kept_mass(order.values.cpu().numpy(), sums[i], row.params)
-            chosen.append(int(order.indices[_invert(mass, row.uniform() * mass[-1])]))
+            tokens, mass = order.indices.cpu().numpy(), _kept_mass(order.values.cpu().numpy(), sums[i], row.params)
+        chosen.append(int(tokens[_invert(mass, row.uniform() * mass[-1])]))
     return chosen
 
 
 def _choose_blocks(weights: Tensor, rows: Sequence[RowSampler]) -> list[int]:
-    columns = -(-weights.shape[1] // _DEPTH)
+    columns = -(-weights.shape[1] // _DEPTH)  # the layout of _choose_any
     blocks = torch.nn.functional.pad(weights, (0, _DEPTH * columns - weights.shape[1])).view(-1, _DEPTH, columns)
     found = [_find_block(sums, row.uniform()) for sums, row in zip(blocks.sum(1).cpu().numpy(), rows, strict=True)]
     picked = blocks[torch.arange(len(rows)), :, [column for column, _ in found]].cpu().numpy()  # [N, DEPTH]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kiloq.engine.params import SamplingParams
-from kiloq.engine.sampler import BadLogitsError, RowSampler, sample_batch
+from kiloq.engine.sampler import BadLogitsError, RowSampler, _choose_on_device, _shifted, sample_batch
 from kiloq.errors import NumericsError, RequestError
 
 VOCAB = 20_011
@@ -191,13 +191,13 @@ def test_a_bias_outside_the_vocabulary_is_refused() -> None:
         RowSampler(SamplingParams(logit_bias={100: 1.0}), [], 100, seed=0)
 
 
-@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("asked", [*FILTERS, {"temperature": 0}, {"top_p": 0.999, "temperature": 3.0}], ids=str)
-def test_a_gpu_draws_from_the_same_distribution_as_the_cpu(asked: dict[str, object]) -> None:
-    logits = scores(4000).expand(2000, -1)
-    params = SamplingParams(**asked)
-    host, device = ([RowSampler(params, [1, 2], 4000, seed) for seed in range(2000)] for _ in range(2))
+def test_the_gpu_path_draws_what_the_host_path_draws(asked: dict[str, object], device: str) -> None:
+    logits, params = scores(4000).expand(400, -1), SamplingParams(**asked)
+    host, other = ([RowSampler(params, [1, 2], 4000, seed) for seed in range(400)] for _ in range(2))
     here = [sampled.token_id for sampled in sample_batch(logits, host)]
-    there = [sampled.token_id for sampled in sample_batch(logits.cuda(), device)]
+    shifted = _shifted(logits.to(device), other)
+    there = _choose_on_device(shifted, shifted.amax(1), other)
     # The same uniform numbers: only sums that round differently may move a draw to a neighbour.
-    assert sum(a != b for a, b in zip(here, there, strict=True)) < 20
+    assert sum(a != b for a, b in zip(here, there, strict=True)) < 5
