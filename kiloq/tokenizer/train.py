@@ -1,15 +1,19 @@
 """Learns a byte-level BPE vocabulary from text, cut by Qwen's pattern, and writes it as `.tiktoken`."""
 
+import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from kiloq.errors import MissingExtraError, TokenizerError
+from kiloq.errors import DataError, MissingExtraError, TokenizerError
 
 from .formats import dump_ranks, write_files
 from .formats_hf import ranks_of_merges
 from .normalise import join_surrogates, nfc
 from .vocabulary import NUM_SPECIALS, QWEN_PATTERN
+
+_BLOCK = 2**20  # characters of whole lines that are handed over at once
 
 
 def train_tokenizer(
@@ -53,6 +57,31 @@ def train_tokenizer(
     if output is not None:
         write_files(Path(output).parent, {Path(output).name: dump_ranks(ranks)})
     return ranks
+
+
+def read_texts(paths: Iterable[Path]) -> Iterator[str]:
+    """Texts of plain files, and of the field `text` in `.jsonl` files; either may be gzipped (`.gz`)."""
+    for path in paths:
+        open_file = gzip.open if path.suffix == ".gz" else open
+        try:
+            with open_file(path, "rt", encoding="utf-8", newline="") as file:
+                if path.name.removesuffix(".gz").endswith(".jsonl"):
+                    yield from (_text_of(line, path, number) for number, line in enumerate(file, 1) if line.strip())
+                else:
+                    while lines := file.readlines(_BLOCK):
+                        yield "".join(lines)
+        except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+            raise DataError(f"{path} cannot be read as UTF-8 text: {error}.") from error
+
+
+def _text_of(line: str, path: Path, number: int) -> str:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {number} is not JSON: {error}.") from error
+    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+        raise DataError(f'{path}, line {number} has no field "text"; each line is an object with the text in it.')
+    return str(row["text"])
 
 
 def _clean(texts: Iterable[str]) -> Iterator[str]:
