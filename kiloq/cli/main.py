@@ -33,10 +33,14 @@ COMMANDS = {
         "kiloq convert Qwen/Qwen-1_8B-Chat out --to qwen2",
     ),
 }
-# Groups of commands, which bring a page of their own.
+# Groups of commands, each with pages of its own.
 GROUPS = {
-    "tokenizer": ("kiloq.cli.tokenizer_commands:app", "Train, expand and inspect vocabularies."),
-    "train": ("kiloq.cli.train_commands:app", "Train a model from a recipe."),
+    "tokenizer": (
+        "kiloq.cli.tokenizer_commands:app",
+        "Train, expand and inspect vocabularies.",
+        "kiloq tokenizer inspect Qwen/Qwen3-0.6B",
+    ),
+    "train": ("kiloq.cli.train_commands:app", "Train a model from a recipe.", "kiloq train sft recipe.toml"),
 }
 
 USAGE_ERROR = 2
@@ -57,8 +61,8 @@ def build_app() -> App:
     )
     for name, (path, summary, example) in COMMANDS.items():
         app.command(path, name=name, help=summary, help_prologue=f"Example: `{example}`")
-    for name, (path, summary) in GROUPS.items():
-        app.command(path, name=name, help=summary)
+    for name, (path, summary, example) in GROUPS.items():
+        app.command(path, name=name, help=f"{summary}\n\nExample: `{example}`")
     app.default(ask)
     return app
 

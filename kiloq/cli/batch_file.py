@@ -1,0 +1,169 @@
+"""Prompts and answers as JSON lines: reading, checking, resuming. Knows no engine."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from kiloq.chat import Message, parse_messages
+from kiloq.engine import SamplingParams
+from kiloq.errors import DataError, RequestError
+
+JobId = str | int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One line of the input: a prompt or a conversation, and what it samples differently from the rest."""
+
+    id: JobId
+    line: int
+    prompt: str | None
+    messages: tuple[Message, ...]
+    sampling: Mapping[str, object] = field(hash=False)
+
+
+def read_jobs(lines: Iterable[bytes], name: str) -> tuple[list[Job], list[DataError]]:
+    """The jobs of a JSONL file and one error for each line that is none; `name` is the file's, for the messages."""
+    jobs: list[Job] = []
+    faults: list[DataError] = []
+    seen: dict[JobId, int] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            job = _parse_job(line, number)
+            if job.id in seen:
+                raise RequestError(f'"id" {json.dumps(job.id)} is used on line {seen[job.id]:,} already.')
+        except (RequestError, ValueError) as error:
+            faults.append(DataError(f"{name}:{number}: {error}"))
+        else:
+            seen[job.id] = number
+            jobs.append(job)
+    return jobs, faults
+
+
+class AnswerFile:
+    """The output file: answers are appended as they come and survive a kill; `finish` puts them in the jobs' order.
+
+    Opening it again finds the answers that are there, cuts a half-written last line, and goes on behind it.
+    """
+
+    def __init__(self, path: Path, jobs: Sequence[Job]) -> None:
+        self.path = path
+        self.order = {job.id: index for index, job in enumerate(jobs)}
+        self.spans: dict[JobId, tuple[int, int]] = {}  # where each answer lies in the file: start, length
+        self.file: BinaryIO | None = None
+
+    def __enter__(self) -> "AnswerFile":
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = self.path.open("a+b")
+        except OSError as error:
+            raise DataError(f"cannot write the answers to {self.path}: {error.strerror}.") from error
+        self.file.seek(0)
+        end = 0
+        for number, line in enumerate(self.file, start=1):
+            if line.endswith(b"\n"):
+                self.spans[self._id_of(line, number)] = (end, len(line))
+                end += len(line)
+        self.file.truncate(end)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        assert self.file is not None
+        self.file.close()
+
+    def write(self, row: Mapping[str, object]) -> None:
+        assert self.file is not None
+        line = as_line(row)
+        self.spans[id_of(row)] = (self.file.seek(0, os.SEEK_END), len(line))
+        self.file.write(line)
+        self.file.flush()
+
+    def finish(self) -> None:
+        """Replace the file by one in the order of the input, in one step."""
+        assert self.file is not None
+        spans = [self.spans[job_id] for job_id in self.order if job_id in self.spans]
+        if spans == sorted(spans):
+            return
+        part = self.path.with_name(self.path.name + ".part")
+        with part.open("wb") as file:
+            for start, length in spans:
+                self.file.seek(start)
+                file.write(self.file.read(length))
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(self.path)
+
+    def _id_of(self, line: bytes, number: int) -> JobId:
+        try:
+            job_id = id_of(json.loads(line))
+            if job_id in self.order:
+                return job_id
+        except (ValueError, TypeError, KeyError):
+            pass  # what stands there is none of ours either
+        raise DataError(
+            f"{self.path}:{number} is not an answer to this input; remove the file or give another name with -o."
+        )
+
+
+class OrderedStream:
+    """Answers on a pipe, in the order of the jobs: an early one waits for those before it."""
+
+    def __init__(self, out: BinaryIO, jobs: Sequence[Job]) -> None:
+        self.out = out
+        self.waiting = [job.id for job in reversed(jobs)]
+        self.rows: dict[JobId, bytes] = {}
+
+    def write(self, row: Mapping[str, object]) -> None:
+        self.rows[id_of(row)] = as_line(row)
+        self._write_ready()
+
+    def skip(self, job_id: JobId) -> None:
+        """No answer will come for this job."""
+        self.waiting.remove(job_id)
+        self._write_ready()
+
+    def _write_ready(self) -> None:
+        while self.waiting and self.waiting[-1] in self.rows:
+            self.out.write(self.rows.pop(self.waiting.pop()))
+        self.out.flush()
+
+
+def as_line(row: Mapping[str, object]) -> bytes:
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+
+
+def id_of(row: Mapping[str, object]) -> JobId:
+    job_id = row["id"]
+    if not isinstance(job_id, JobId):
+        raise TypeError(f"id is {job_id!r}")
+    return job_id
+
+
+def _parse_job(line: bytes, number: int) -> Job:
+    try:
+        raw = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise RequestError(f"not JSON: {error.msg} at column {error.colno}.") from error
+    if not isinstance(raw, dict):
+        raise RequestError('a line must be a JSON object, such as {"prompt": "你好"}.')
+    sampling = dict(raw)
+    job_id = sampling.pop("id", number)
+    prompt = sampling.pop("prompt", None)
+    messages = sampling.pop("messages", None)
+    if not isinstance(job_id, JobId) or isinstance(job_id, bool):
+        raise RequestError(f'"id" is {json.dumps(job_id)}; it must be text or a whole number.')
+    if (prompt is None) == (messages is None):
+        raise RequestError('a line needs either "prompt" or "messages".')
+    if prompt is not None and not (isinstance(prompt, str) and prompt):
+        raise RequestError(f'"prompt" is {json.dumps(prompt)}; it must be text that is not empty.')
+    if isinstance(sampling.get("logit_bias"), dict):  # JSON has no numbers for keys
+        sampling["logit_bias"] = {int(token_id): bias for token_id, bias in sampling["logit_bias"].items()}
+    SamplingParams.for_model(SamplingParams(), **sampling)  # names and values, before any model is loaded
+    parsed = () if messages is None else tuple(parse_messages(messages))
+    return Job(id=job_id, line=number, prompt=prompt, messages=parsed, sampling=sampling)
