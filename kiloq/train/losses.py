@@ -1,0 +1,69 @@
+"""Losses: hidden states and targets in, one number and its gradients out. The full logits are never held."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORE = -100
+"""The target of a token that is not trained."""
+
+ChunkLoss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(logits [n, V], targets [n]) -> (summed loss, gradient of it by the logits [n, V])."""
+
+
+def chunked_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, rows: int = 512, chunk_loss: ChunkLoss | None = None
+) -> Tensor:
+    """Cross entropy summed over trained tokens, `rows` tokens at a time.
+
+    hidden: [T, h], weight: [V, h] (the head), targets: [T] with IGNORE -> scalar fp32. The products run in hidden's
+    dtype, the softmax in fp32. Gradients are computed in the forward pass, so a chunk's logits live only once.
+    """
+    chunk_loss = chunk_loss or softmax_loss
+    if not torch.is_grad_enabled():
+        head = weight.to(hidden.dtype)
+        starts = range(0, len(targets), rows)
+        return sum(
+            (chunk_loss(hidden[i : i + rows] @ head.t(), targets[i : i + rows])[0] for i in starts),
+            start=torch.zeros((), device=hidden.device),
+        )
+    loss: Tensor = _ChunkedCrossEntropy.apply(hidden, weight, targets, rows, chunk_loss)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def softmax_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed cross entropy and its gradient, softmax(logits) - onehot(target); zero where the target is IGNORE."""
+    scores = logits.float()
+    trained = targets >= 0
+    scores = scores - scores.amax(dim=-1, keepdim=True)
+    exps = scores.exp()
+    total = exps.sum(dim=-1, keepdim=True)
+    place = targets.clamp(min=0)[:, None]
+    losses = total.log().squeeze(1) - scores.gather(1, place).squeeze(1)
+    here = torch.arange(logits.shape[-1], device=logits.device) == place
+    gradient = (exps / total - here.float()) * trained[:, None]
+    return torch.where(trained, losses, 0.0).sum(), gradient.to(logits.dtype)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, rows: int, chunk_loss: ChunkLoss) -> Tensor:
+        head = weight.to(hidden.dtype)
+        hidden_grad = torch.empty_like(hidden)
+        weight_grad = torch.zeros_like(weight, dtype=torch.float32)
+        loss = torch.zeros((), device=hidden.device)
+        for start in range(0, len(targets), rows):
+            part = hidden[start : start + rows]
+            summed, gradient = chunk_loss(part @ head.t(), targets[start : start + rows])
+            loss += summed
+            hidden_grad[start : start + rows] = gradient @ head
+            weight_grad += gradient.t() @ part
+        ctx.save_for_backward(hidden_grad, weight_grad.to(weight.dtype))
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_grad, weight_grad = ctx.saved_tensors
+        return hidden_grad * upstream[0].to(hidden_grad.dtype), weight_grad * upstream[0], None, None, None

@@ -1,0 +1,62 @@
+"""The optimiser: which weights decay, how fast all of them move, and how far one step may go. Knows no data."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from kiloq.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW (arXiv 1711.05101) under a warm-up and a cosine that ends at `floor` times the peak."""
+
+    steps: int
+    lr: float
+    warmup_steps: int = 100
+    floor: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.lr <= 0 or self.clip <= 0:
+            raise ConfigError(f"steps {self.steps}, lr {self.lr} and clip {self.clip} must all be above zero.")
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW whose decay touches only matrices that multiply; embeddings, norms and biases keep their size."""
+    decayed, kept = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            # An embedding row moves only when its token occurs; decay would shrink rare tokens to nothing.
+            (decayed if parameter.ndim >= 2 and not name.startswith("embed.") else kept).append(parameter)
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+def learning_rate(config: OptimConfig, step: int) -> float:
+    """The rate of step 0, 1, ...: linear to the peak, then half a cosine down to floor * peak."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    progress = min(1.0, (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps))
+    return config.lr * (config.floor + (1 - config.floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Mutates every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def clip_gradients(parameters: Iterable[Tensor], limit: float) -> float:
+    """Scale all gradients so that their joint norm is at most `limit`; the norm before. Not finite: nothing scaled."""
+    with_grad = [p for p in parameters if p.grad is not None]
+    norm = float(torch.nn.utils.get_total_norm([p.grad for p in with_grad if p.grad is not None]))
+    if math.isfinite(norm) and norm > limit:
+        torch.nn.utils.clip_grads_with_norm_(with_grad, limit, torch.tensor(norm))
+    return norm

@@ -1,0 +1,62 @@
+"""A run's state on disk: everything that the next step depends on, replaced in one move so that a kill never harms it."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kiloq.errors import CheckpointError
+
+
+@dataclass
+class Progress:
+    """How far a run is; saved with its state."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+def save_state(
+    path: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, stream: dict[str, Any]
+) -> None:
+    """Write beside `path`, flush to the disk, then rename: a reader sees the old state or the new one, whole."""
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "progress": vars(progress),
+        "stream": stream,
+        "rng": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda_rng"] = torch.cuda.get_rng_state()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp")
+    with unfinished.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def load_state(
+    path: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[Progress, dict[str, Any]] | None:
+    """Fill model, optimizer and random generators from `path`; progress and stream state. None: no state yet."""
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, KeyError, ValueError, EOFError) as error:
+        raise CheckpointError(
+            f"the saved state {path} does not fit this run: {error}. Use another run folder, or remove the file."
+        ) from error
+    torch.set_rng_state(state["rng"])
+    if "cuda_rng" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda_rng"])
+    return Progress(**state["progress"]), state["stream"]
