@@ -20,8 +20,10 @@ _SCALING = {"linear": "linear scaling", "dynamic": "dynamic NTK", "qwen1": "dyna
 
 
 def info(
-    model: Annotated[str, Parameter(help="A folder, a hub id, or a config.json; no weights are needed.")],
-    /,
+    model: Annotated[
+        str,
+        Parameter(name=["--model", "-m"], help="A folder, a hub id, or a config.json; no weights are needed."),
+    ] = "kiloq-mini-chat",
     *,
     context: Annotated[
         int | None, Parameter(help="Tokens in the cache for the memory estimate; default: the trained length.")

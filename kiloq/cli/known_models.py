@@ -36,7 +36,7 @@ _QWEN_V1 = {
         "use_logn_attn": False,
     },
 }
-_NAME = re.compile(r"(?:qwen/)?qwen-(1[._]8|7|14|72)b(?:-chat)?(?:-int[48])?")
+_NAME = re.compile(r"(?:(?:hf|huggingface|ms|modelscope):)?(?:qwen/)?qwen-(1[._]8|7|14|72)b(?:-chat)?(?:-int[48])?")
 
 
 def known_config(name: str) -> dict[str, object] | None:

@@ -38,7 +38,7 @@ GROUPS = {
     "tokenizer": (
         "kiloq.cli.tokenizer_commands:app",
         "Train, expand and inspect vocabularies.",
-        "kiloq tokenizer inspect Qwen/Qwen3-0.6B",
+        'kiloq tokenizer inspect "Hello, 世界"',
     ),
     "train": ("kiloq.cli.train_commands:app", "Train a model from a recipe.", "kiloq train sft recipe.toml"),
 }

@@ -32,7 +32,7 @@ def test_an_argument_where_none_belongs_is_refused() -> None:
 
 
 def test_settings_are_json_or_text_and_never_code() -> None:
-    typed = "temperature=0.5 top-k=3 max_tokens=none ignore_eos=True stop=[\"a\",\"b\"] seed=__import__('os')"
+    typed = 'temperature=0.5 top-k=3 max_tokens=none ignore_eos=True stop=["a","b"] seed=__import__(\'os\')'
     assert parse_settings(typed) == {
         "temperature": 0.5,
         "top_k": 3,

@@ -1,0 +1,99 @@
+"""Prompts are checked line by line; answers survive a kill and end in the order of the input."""
+
+import json
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+
+from kiloq.cli.batch_file import AnswerFile, Job, OrderedStream, read_jobs
+from kiloq.errors import DataError
+
+
+def jobs_of(*ids: str | int) -> list[Job]:
+    return read_jobs([json.dumps({"id": job_id, "prompt": "x"}).encode() for job_id in ids], "in.jsonl")[0]
+
+
+def test_a_line_is_a_prompt_or_messages_with_its_own_sampling() -> None:
+    lines = [
+        b'{"prompt": "once", "temperature": 0, "logit_bias": {"7": -5}}\n',
+        b"\n",
+        b'{"id": "b", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}',
+    ]
+    jobs, faults = read_jobs(lines, "in.jsonl")
+    assert not faults
+    assert [(job.id, job.line, job.prompt, dict(job.sampling)) for job in jobs] == [
+        (1, 1, "once", {"temperature": 0, "logit_bias": {7: -5}}),
+        ("b", 3, None, {"max_tokens": 3}),
+    ]
+    assert jobs[1].messages[0].content == "hi"
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("{", "not JSON"),
+        ("[]", "must be a JSON object"),
+        ("{}", 'either "prompt" or "messages"'),
+        ('{"prompt": "a", "messages": []}', 'either "prompt" or "messages"'),
+        ('{"prompt": ""}', "must be text that is not empty"),
+        ('{"prompt": 5}', "must be text that is not empty"),
+        ('{"prompt": "a", "id": 1.5}', '"id" is 1.5'),
+        ('{"prompt": "a", "temprature": 1}', "Did you mean 'temperature'"),
+        ('{"prompt": "a", "top_p": 2}', "top_p is 2"),
+        ('{"prompt": "a", "logit_bias": {"x": 1}}', "x"),
+        ('{"messages": [{"role": "king", "content": "a"}]}', "role"),
+        ('{"prompt": "a", "id": "first"}', "used on line 1 already"),
+    ],
+)
+def test_a_bad_line_is_named_by_file_and_line(line: str, complaint: str) -> None:
+    jobs, faults = read_jobs([b'{"id": "first", "prompt": "x"}', line.encode()], "in.jsonl")
+    assert [job.id for job in jobs] == ["first"]
+    assert len(faults) == 1
+    assert str(faults[0]).startswith("in.jsonl:2: ")
+    assert complaint in str(faults[0])
+
+
+def test_bytes_that_are_no_text_are_a_bad_line() -> None:
+    _, faults = read_jobs([b'{"prompt": "\xff"}'], "in.jsonl")
+    assert str(faults[0]).startswith("in.jsonl:1: ")
+
+
+def test_answers_end_in_the_order_of_the_input(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "out.jsonl"
+    with AnswerFile(path, jobs_of("a", "b", 3)) as answers:
+        for job_id in (3, "a", "b"):
+            answers.write({"id": job_id, "text": "你好"})
+        assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == [3, "a", "b"]
+        answers.finish()
+    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["a", "b", 3]
+    assert [entry.name for entry in path.parent.iterdir()] == ["out.jsonl"]
+
+
+def test_reopening_keeps_whole_lines_and_cuts_a_half_one(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text('{"id": "b", "text": "kept"}\n{"id": "a", "te')
+    with AnswerFile(path, jobs_of("a", "b")) as answers:
+        assert set(answers.spans) == {"b"}
+        answers.write({"id": "a", "text": "new"})
+        answers.finish()
+    assert [json.loads(line)["text"] for line in path.read_text().splitlines()] == ["new", "kept"]
+
+
+@pytest.mark.parametrize("line", ['{"id": "z"}', "[1]", '{"id": [1]}', "words"])
+def test_a_file_of_something_else_is_left_alone(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text(line + "\nhalf")
+    with pytest.raises(DataError, match="out.jsonl:1 is not an answer to this input"), AnswerFile(path, jobs_of("a")):
+        pass
+    assert path.read_text() == line + "\nhalf"
+
+
+def test_a_pipe_gets_answers_in_order_and_skips_what_never_comes() -> None:
+    out = BytesIO()
+    stream = OrderedStream(out, jobs_of("a", "b", "c"))
+    stream.write({"id": "c"})
+    stream.skip("b")
+    assert out.getvalue() == b""
+    stream.write({"id": "a"})
+    assert out.getvalue() == b'{"id": "a"}\n{"id": "c"}\n'
