@@ -26,6 +26,7 @@ class ShapeConfig:
     num_layers: int = 6
     num_heads: int = 4
     intermediate_size: int = 688
+    tie_embeddings: bool = False
     trained_length: int = 512
     max_length: int = 8192
     rope_theta: float = 10_000.0
@@ -103,6 +104,7 @@ def qwen1_config(shape: ShapeConfig, tokens: int) -> ModelConfig:
         head_dim=head_dim,
         intermediate_size=shape.intermediate_size,
         qkv_bias=True,
+        tie_embeddings=shape.tie_embeddings,
         rope=RopeConfig(
             theta=shape.rope_theta,
             rotary_dim=head_dim,
