@@ -1,0 +1,106 @@
+"""A model becomes a checkpoint folder: sharded safetensors, configuration, tokenizer, generation defaults."""
+
+import dataclasses
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kiloq.errors import CheckpointError
+from kiloq.model import ModelConfig
+from kiloq.tokenizer import Tokenizer
+
+from .fast_tokenizer import chatml_template, write_fast_tokenizer
+from .files import write_json
+from .generation import GenerationDefaults
+from .names import Part, parts
+from .reader import empty_model, parameter_shapes
+
+
+def save_checkpoint(
+    folder: str | Path,
+    *,
+    model_state: Mapping[str, Tensor],
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    generation: GenerationDefaults,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Write a new folder in the layout of `config.family`; it appears under its name only when it is complete.
+
+    `model_state` is a Transformer's state_dict; its dtype is what is written.
+    """
+    config = dataclasses.replace(config, dtype=str(model_state["embed.weight"].dtype).removeprefix("torch."))
+    shapes = parameter_shapes(empty_model(config))
+    found = {name: tuple(tensor.shape) for name, tensor in model_state.items()}
+    wrong = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
+    if wrong:
+        raise CheckpointError(
+            f"the weights do not fit the configuration: {wrong[0]} has shape {found.get(wrong[0], 'none')}, "
+            f"asked for is {shapes.get(wrong[0], 'none')}."
+        )
+    with new_folder(Path(folder)) as unfinished:
+        write_json(unfinished / "config.json", config.to_hf())
+        write_json(unfinished / "generation_config.json", generation.to_json(config.family, tokenizer))
+        _write_tokenizer(unfinished, tokenizer, config)
+        _write_weights(unfinished, model_state, list(parts(config, shapes)), max_shard_bytes)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A hidden folder beside the wanted one, renamed to it at the end, or removed when something fails."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists and is not empty; give another name or remove it.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.unfinished"
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        unfinished.replace(folder)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def _write_tokenizer(folder: Path, tokenizer: Tokenizer, config: ModelConfig) -> None:
+    # Other programs read .tiktoken only by running a model's own code; their layout gets files that need none.
+    if config.family != "qwen" and any(name.endswith(".tiktoken") for name in tokenizer.vocabulary.files):
+        template = chatml_template("You are a helpful assistant.")
+        write_fast_tokenizer(folder, tokenizer, max_length=config.max_length, chat_template=template)
+    else:
+        tokenizer.save(folder)
+
+
+def _write_weights(folder: Path, state: Mapping[str, Tensor], wanted: Sequence[Part], max_shard_bytes: int) -> None:
+    shards = _split(state, wanted, max_shard_bytes)
+    places: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        name = f"model-{number:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else "model.safetensors"
+        tensors = {part.tensor: _values(state, part).contiguous().cpu() for part in shard}
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+        places |= dict.fromkeys(tensors, name)
+    if len(shards) > 1:
+        total = sum(_values(state, part).nbytes for part in wanted)
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+        write_json(folder / "model.safetensors.index.json", index)
+
+
+def _split(state: Mapping[str, Tensor], wanted: Sequence[Part], max_shard_bytes: int) -> list[list[Part]]:
+    shards: list[list[Part]] = [[]]
+    size = 0
+    for part in wanted:
+        nbytes = _values(state, part).nbytes
+        if shards[-1] and size + nbytes > max_shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(part)
+        size += nbytes
+    return shards
+
+
+def _values(state: Mapping[str, Tensor], part: Part) -> Tensor:
+    return state[part.parameter].detach()[part.start : part.start + part.shape[0]]
