@@ -1,0 +1,42 @@
+"""Conversations to ids and back: messages, the formats of each Qwen generation, and the reader of answers."""
+
+from .chatml import (
+    QWEN1,
+    QWEN2,
+    QWEN2_5,
+    QWEN3,
+    ChatFormat,
+    Rendered,
+    chat_format_for,
+    qwen1_mask,
+    render,
+    trim_history,
+)
+from .grammar import CallDelta, Delta
+from .messages import Message, Role, Tool, ToolCall, parse_messages, parse_tools
+from .parse import Reply, ReplyParser, join, parse_reply
+
+__all__ = [
+    "QWEN1",
+    "QWEN2",
+    "QWEN2_5",
+    "QWEN3",
+    "CallDelta",
+    "ChatFormat",
+    "Delta",
+    "Message",
+    "Rendered",
+    "Reply",
+    "ReplyParser",
+    "Role",
+    "Tool",
+    "ToolCall",
+    "chat_format_for",
+    "join",
+    "parse_messages",
+    "parse_reply",
+    "parse_tools",
+    "qwen1_mask",
+    "render",
+    "trim_history",
+]

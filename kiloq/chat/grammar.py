@@ -1,0 +1,245 @@
+"""How each tool style writes an answer: readers that turn text into deltas from left to right. Know no tokens."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+_THINK, _END_THINK = "<think>", "</think>"
+_CALL, _END_CALL = "<tool_call>", "</tool_call>"
+_ACTION, _INPUT, _OBSERVATION, _FINAL = "\nAction:", "\nAction Input:", "\nObservation:", "\nFinal Answer: "
+# The usual beginning of a call, after which its arguments can be shown as they come.
+_CALL_HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\{)')
+
+
+@dataclass(frozen=True, slots=True)
+class CallDelta:
+    """A piece of a tool call: the first of each index has id and name, the pieces of `arguments` add up to JSON."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What became certain: a piece of content, or of reasoning, or of one tool call."""
+
+    content: str = ""
+    reasoning: str = ""
+    call: CallDelta | None = None
+
+
+class Reader:
+    """Text that is not yet certain, and the step that reads it; a step says whether the next one can go on at once."""
+
+    def __init__(self, first: Callable[[bool], bool], new_id: Callable[[], str]) -> None:
+        self.step = first
+        self.text = ""
+        self.calls = 0
+        self._new_id = new_id
+        self._shown: list[Delta] = []
+
+    def read(self, text: str, *, last: bool) -> list[Delta]:
+        self.text += text
+        while self.step(last):
+            pass
+        shown, self._shown = self._shown, []
+        return shown
+
+    def go(self, step: Callable[[bool], bool], text: str) -> bool:
+        self.step, self.text = step, text
+        return True
+
+    def show(self, delta: Delta) -> None:
+        if delta != Delta():
+            self._shown.append(delta)
+
+    def begin_call(self, name: str) -> None:
+        self.show(Delta(call=CallDelta(self.calls, id=self._new_id(), name=name)))
+        self.calls += 1
+
+    def show_arguments(self, text: str) -> None:
+        if text:
+            self.show(Delta(call=CallDelta(self.calls - 1, arguments=text)))
+
+    def take(self, end: int) -> str:
+        """Cut the first part of the text off."""
+        taken, self.text = self.text[:end], self.text[end:]
+        return taken
+
+
+class HermesReader(Reader):
+    """<think>reasoning</think> content <tool_call>{"name": ..., "arguments": ...}</tool_call>
+
+    Newlines around thoughts and blanks around calls belong to the markers. A call that is no JSON, or gets no name, is
+    content as it stands; one that is cut off keeps the arguments it has.
+    """
+
+    def __init__(self, new_id: Callable[[], str], *, tools: bool, thinks: bool, inside: bool) -> None:
+        super().__init__(self._reason if inside else self._start if thinks else self._speak, new_id)
+        self._tools = tools
+        self._trim = inside  # newlines come next that belong to a marker
+        self._scan = _ObjectScan()
+
+    def _start(self, last: bool) -> bool:
+        begin = self.text.lstrip()
+        if begin.startswith(_THINK):
+            self._trim = True
+            return self.go(self._reason, begin.removeprefix(_THINK))
+        return (last or not _THINK.startswith(begin)) and self.go(self._speak, self.text)
+
+    def _reason(self, last: bool) -> bool:
+        if not self._trimmed():
+            return False
+        at = self.text.find(_END_THINK)
+        if at >= 0:
+            self.show(Delta(reasoning=self.text[:at].rstrip("\n")))
+            self._trim = True
+            return self.go(self._speak, self.text[at + len(_END_THINK) :])
+        safe = len(self.text) if last else _safe(self.text, _END_THINK)
+        self.show(Delta(reasoning=self.take(len(self.text[:safe].rstrip("\n")))))
+        return False
+
+    def _speak(self, last: bool) -> bool:
+        if not self._trimmed():
+            return False
+        at = self.text.find(_CALL) if self._tools else -1
+        if at >= 0:
+            self.show(Delta(content=self.text[:at].rstrip()))
+            return self.go(self._call, self.text[at + len(_CALL) :])
+        safe = len(self.text)
+        if self._tools and not (last and not self.calls):
+            safe = len(self.text[: safe if last else _safe(self.text, _CALL)].rstrip())
+        self.show(Delta(content=self.take(safe)))
+        return False
+
+    def _call(self, last: bool) -> bool:
+        end = self.text.find(_END_CALL)
+        body = self.text if end < 0 else self.text[:end]
+        head = _CALL_HEAD.match(body)
+        name = _json(head[1]) if head else None
+        if head and isinstance(name, str) and name:
+            self.begin_call(name)
+            self._scan = _ObjectScan()
+            return self.go(self._show_arguments, self.text[head.end() :])
+        if end < 0 and not last:
+            return False
+        whole = _json(body)
+        if isinstance(whole, dict) and isinstance(whole.get("name"), str) and whole["name"]:
+            arguments = whole.get("arguments", {})
+            self.begin_call(whole["name"])
+            self.show_arguments(arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False))
+        else:
+            self.show(Delta(content=f"{_CALL}{body}{_END_CALL if end >= 0 else ''}"))
+        return self.go(self._speak, "" if end < 0 else self.text[end + len(_END_CALL) :])
+
+    def _show_arguments(self, last: bool) -> bool:
+        end = self._scan.find_end(self.text)
+        self.show_arguments(self.take(len(self.text) if end is None else end))
+        return end is not None and self.go(self._after_call, self.text)
+
+    def _after_call(self, last: bool) -> bool:
+        at = self.text.find(_END_CALL)
+        return at >= 0 and self.go(self._speak, self.text[at + len(_END_CALL) :])
+
+    def _trimmed(self) -> bool:
+        """Whether something is left to read after the newlines of the last marker."""
+        if self._trim:
+            self.text = self.text.lstrip("\n")
+            self._trim = not self.text
+        return bool(self.text)
+
+
+class ReActReader(Reader):
+    """Thought: reasoning, then either Action: name and Action Input: arguments, or Final Answer: content.
+
+    As the published server reads it, but from left to right: the first complete marker decides. The thought before a
+    call is its content; an answer that has no marker is content as it stands, known when it ends.
+    """
+
+    def __init__(self, new_id: Callable[[], str]) -> None:
+        super().__init__(self._think, new_id)
+        self._begun = False
+
+    def _think(self, last: bool) -> bool:
+        final, action = self.text.find(_FINAL), self.text.find(_ACTION)
+        given = self.text.find(_INPUT, action) if action >= 0 else -1
+        name = self.text[action + len(_ACTION) : given].strip() if given >= 0 else ""
+        if name and not 0 <= final < given:
+            self.show(Delta(content=_thought(self.text[:action])))
+            self.begin_call(name)
+            return self.go(self._input, self.text[given + len(_INPUT) :])
+        if final >= 0:
+            self.show(Delta(reasoning=_thought(self.text[:final])))
+            return self.go(self._answer, self.text[final + len(_FINAL) :])
+        if last:
+            self.show(Delta(content=self.take(len(self.text))))
+        return False
+
+    def _input(self, last: bool) -> bool:
+        if not self._begun:
+            self.text = self.text.lstrip()
+        self._begun = self._begun or bool(self.text)
+        at = self.text.find(_OBSERVATION)
+        if at >= 0:
+            self.show_arguments(self.text[:at].rstrip())
+            return self.go(self._ignore, "")
+        safe = len(self.text) if last else _safe(self.text, _OBSERVATION)
+        self.show_arguments(self.take(len(self.text[:safe].rstrip())))
+        return False
+
+    def _answer(self, last: bool) -> bool:
+        self.show(Delta(content=self.take(len(self.text))))
+        return False
+
+    def _ignore(self, last: bool) -> bool:
+        self.text = ""
+        return False
+
+
+class _ObjectScan:
+    """Finds the end of one JSON object in pieces of text."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._quoted = False
+        self._escaped = False
+
+    def find_end(self, text: str) -> int | None:
+        """The place after the closing brace, or of a `<`, which JSON has only in strings; None: not in this piece."""
+        for i, char in enumerate(text):
+            if self._quoted:
+                self._quoted = self._escaped or char != '"'
+                self._escaped = char == "\\" and not self._escaped
+            elif char == '"':
+                self._quoted = True
+            elif char == "<":
+                return i
+            elif char in "{[":
+                self._depth += 1
+            elif char in "}]":
+                self._depth -= 1
+                if self._depth <= 0:
+                    return i + 1
+        return None
+
+
+def _safe(text: str, marker: str) -> int:
+    """Length of the text without an ending that may become the marker."""
+    for size in range(min(len(marker) - 1, len(text)), 0, -1):
+        if text.endswith(marker[:size]):
+            return len(text) - size
+    return len(text)
+
+
+def _thought(text: str) -> str:
+    return text.partition("Thought: ")[2].strip() if "Thought: " in text else text.strip()
+
+
+def _json(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
