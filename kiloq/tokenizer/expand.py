@@ -33,7 +33,8 @@ def read_words(path: Path) -> dict[str, int]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"{path} cannot be read as UTF-8 text: {error}.") from error
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise TokenizerError(f"{path} cannot be read as UTF-8 text: {reason}.") from error
     words: Counter[str] = Counter()
     for number, line in enumerate(lines, start=1):
         word, _, count = line.strip().partition("\t")

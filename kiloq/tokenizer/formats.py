@@ -44,17 +44,12 @@ def dump_ranks(ranks: Mapping[bytes, int]) -> bytes:
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write each file under a temporary name and rename it, so that no reader meets half a file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name}.")
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(data)
-            Path(temporary).chmod(0o644)  # mkstemp makes it private
-            Path(temporary).replace(folder / name)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in files.items():
+            _write(folder / name, data)
+    except OSError as error:
+        raise TokenizerError(f"the vocabulary cannot be written to {folder}: {error.strerror}.") from error
 
 
 def _find(folder: Path) -> Path:
@@ -76,6 +71,18 @@ def _find(folder: Path) -> Path:
 def _config(folder: Path) -> dict[str, object]:
     file = folder / CONFIG_NAME
     return parse_object(_read(file), str(file)) if file.is_file() else {}
+
+
+def _write(path: Path, data: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+        Path(temporary).chmod(0o644)  # mkstemp makes it private
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def _read(path: Path) -> bytes:

@@ -1,6 +1,7 @@
 """The one form of a text before it is cut: whole characters, composed (NFC). Knows no vocabulary."""
 
 import unicodedata
+from itertools import groupby
 
 import regex
 
@@ -28,7 +29,9 @@ def nfc(text: str) -> str:
 
 def _sort_marks(run: str) -> str:
     """Canonical order of combining marks (Unicode 15.0, 3.11, D109) in n log n; NFC of the result is the same."""
-    return "".join(sorted("".join(map(_decompose, run)), key=unicodedata.combining))
+    decomposed = "".join(map(_decompose, run))
+    groups = groupby(decomposed, key=lambda character: unicodedata.combining(character) > 0)
+    return "".join("".join(sorted(group, key=unicodedata.combining)) for _, group in groups)
 
 
 def _decompose(character: str) -> str:

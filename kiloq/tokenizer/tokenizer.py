@@ -6,7 +6,6 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal
 
 import regex
@@ -42,7 +41,7 @@ class Tokenizer:
         except ValueError as error:
             raise TokenizerError(f"{vocabulary.name} has a pattern that cannot be used: {error}") from error
         self.vocabulary = vocabulary
-        self.special_tokens: Mapping[str, int] = MappingProxyType(dict(vocabulary.special))
+        self.special_tokens: Mapping[str, int] = dict(vocabulary.special)
         self.control_ids = frozenset(i for name, i in vocabulary.special.items() if name not in vocabulary.kept)
         self._table = {i: piece for piece, i in vocabulary.ranks.items()}
         self._table.update((i, name.encode()) for name, i in vocabulary.special.items())

@@ -71,7 +71,8 @@ def read_texts(paths: Iterable[Path]) -> Iterator[str]:
                     while lines := file.readlines(_BLOCK):
                         yield "".join(lines)
         except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-            raise DataError(f"{path} cannot be read as UTF-8 text: {error}.") from error
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            raise DataError(f"{path} cannot be read as UTF-8 text: {reason}.") from error
 
 
 def _text_of(line: str, path: Path, number: int) -> str:
