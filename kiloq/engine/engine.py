@@ -1,0 +1,292 @@
+"""Requests in, events out: the loop that everything which generates text runs on. Knows token ids and stop rules.
+
+One thread at a time. A step never waits for a request, and a request never sees another: what its rows compute and draw
+depends on its own tokens, parameters and seed.
+"""
+
+import hashlib
+from collections.abc import Callable, Collection
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from kiloq.cache import BLOCK_SIZE, BlockManager, KVCache, cache_dtype, pool_blocks
+from kiloq.errors import NumericsError, RequestError
+from kiloq.model import Transformer, ntk_alpha
+from kiloq.tokenizer import Tokenizer
+
+from .batch import build_batch
+from .events import EngineStats, Event, FinishReason, Usage
+from .params import SamplingParams
+from .runner import Runner
+from .sampler import BadLogitsError, RowSampler, Sampled, sample_batch
+from .scheduler import Scheduler, Work
+from .sequence import Request, Sequence
+from .stops import TextStream
+
+LogitsObserver = Callable[[str, int, int, Tensor], None]
+"""(request id, index, number of tokens seen, logits [V]): called for every row before its token is drawn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Limits of one engine. None lets it choose: the model's own length, and what the device digests well."""
+
+    max_context: int | None = None  # tokens of one sequence, prompt and answer together
+    max_batch: int | None = None  # sequences that run at once
+    step_tokens: int | None = None  # tokens that go through the model in one step
+    kv_dtype: str = "auto"
+    kv_memory: int | None = None  # bytes
+    seed: int = 0
+
+
+class Engine:
+    """Continuous batching over one model and one paged cache.
+
+    `stop_ids` are the model's own; `tokenizer` turns ids into text and is needed for stop strings.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        config: EngineConfig | None = None,
+        *,
+        tokenizer: Tokenizer | None = None,
+        stop_ids: Collection[int] = (),
+        logits_observer: LogitsObserver | None = None,
+    ) -> None:
+        config = config or EngineConfig()
+        weight = next(model.parameters())
+        on_gpu = weight.device.type == "cuda"
+        max_batch = config.max_batch or (64 if on_gpu else 16)
+        kv_dtype = cache_dtype(config.kv_dtype, weight.dtype)
+        context = config.max_context or model.config.max_length
+        blocks = pool_blocks(
+            model.config, kv_dtype, weight.device, max_context=context, max_batch=max_batch, kv_memory=config.kv_memory
+        )
+        self.model_config = model.config
+        self.max_context = min(context, blocks * BLOCK_SIZE)
+        self._asked_context = context
+        self._tokenizer = tokenizer
+        self._stop_ids = frozenset(stop_ids)
+        self._observer = logits_observer
+        self._seed = config.seed
+        self._device = weight.device
+        self._blocks = BlockManager(blocks)
+        self._scheduler = Scheduler(
+            self._blocks,
+            lambda length: ntk_alpha(model.config, length),
+            cache_dtype=str(kv_dtype),
+            max_batch=max_batch,
+            step_tokens=max(config.step_tokens or (4096 if on_gpu else 512), max_batch),
+        )
+        self._runner = Runner(model, KVCache(model.config, blocks, dtype=kv_dtype, device=weight.device))
+        self._requests: dict[str, Request] = {}
+        self._events: list[Event] = []
+        self._num_added = self._num_steps = self._num_computed = self._num_generated = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has anything to do or to tell."""
+        return bool(self._events) or self._scheduler.has_work
+
+    @property
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            running=len(self._scheduler.running),
+            waiting=self._scheduler.num_waiting,
+            blocks=self._blocks.num_blocks,
+            blocks_available=self._blocks.num_available,
+            blocks_cached=self._blocks.num_cached,
+            steps=self._num_steps,
+            computed_tokens=self._num_computed,
+            generated_tokens=self._num_generated,
+            preempted=self._scheduler.num_preempted,
+        )
+
+    def add(self, prompt_ids: Items[int], params: SamplingParams, *, request_id: str | None = None) -> str:
+        """Queue a request, or refuse it with a RequestError; its events bear the id returned."""
+        number = self._num_added
+        request_id = f"request-{number}" if request_id is None else request_id
+        if request_id in self._requests:
+            raise RequestError(f"a request named {request_id!r} is running already; give each its own name.")
+        request = Request(
+            id=request_id,
+            prompt_ids=tuple(prompt_ids),
+            params=params,
+            stop_ids=frozenset(params.stop_ids) | (frozenset() if params.ignore_eos else self._stop_ids),
+            max_length=self._length_limit(prompt_ids, params),
+        )
+        request.sequences += [self._new_sequence(request, number, index) for index in range(params.n)]
+        for sequence in request.sequences:
+            self._scheduler.add(sequence)
+        self._requests[request_id] = request
+        self._num_added += 1
+        return request_id
+
+    def cancel(self, request_id: str) -> None:
+        """End a request before the next step, which tells so; one that has ended already is let be."""
+        request = self._requests.get(request_id)
+        for sequence in request.sequences if request else ():
+            if not sequence.is_finished:
+                self._tell(sequence, text=sequence.text.flush(), finish_reason="cancelled")
+
+    def step(self) -> list[Event]:
+        """Take every running request one token further, or its prompt one part further."""
+        works = self._scheduler.schedule()
+        if works:
+            try:
+                self._run(works)
+            except BaseException:
+                self._scheduler.abandon(works)
+                raise
+        events, self._events = self._events, []
+        return events
+
+    def check_integrity(self) -> None:
+        """Assert that no block of the cache is lost or held by nobody."""
+        self._scheduler.check_integrity()
+
+    def _length_limit(self, prompt_ids: Items[int], params: SamplingParams) -> int:
+        """How long the sequence may become; RequestError for a prompt that cannot be served."""
+        length, limit = len(prompt_ids), self.max_context
+        if length == 0:
+            raise RequestError("the prompt is empty; give at least one token.")
+        rows = self.model_config.vocab_size
+        wrong = next((token_id for token_id in prompt_ids if not 0 <= token_id < rows), None)
+        if wrong is not None:
+            raise RequestError(f"the prompt holds token {wrong}; the model knows 0 to {rows - 1:,}.")
+        asked = length + (params.max_tokens or 1)
+        if asked > limit:
+            adds = f"max_tokens adds {params.max_tokens:,}" if params.max_tokens else "an answer needs at least 1"
+            remedy = (
+                f"raise max_context to {asked:,}"
+                if limit == self._asked_context
+                else f"raise kv_memory, which holds {limit:,} of the {self._asked_context:,} tokens of max_context"
+            )
+            raise RequestError(
+                f"the prompt has {length:,} tokens and {adds}, but the limit is {limit:,}. Shorten it, or {remedy}."
+            )
+        return asked if params.max_tokens else limit
+
+    def _new_sequence(self, request: Request, number: int, index: int) -> Sequence:
+        params = request.params
+        if self._tokenizer is None and params.stop:
+            raise RequestError("stop strings need a tokenizer, and this engine has none; use stop_ids.")
+        decoder = self._tokenizer.stream_decoder(skip_special=params.skip_special) if self._tokenizer else _NoText()
+        seed = _derived_seed(self._seed, number, index) if params.seed is None else params.seed + index
+        return Sequence(
+            request=request,
+            index=index,
+            order=(number, index),
+            ids=list(request.prompt_ids),
+            sampler=RowSampler(params, request.prompt_ids, self.model_config.vocab_size, seed),
+            text=TextStream(decoder, params.stop),
+        )
+
+    def _run(self, works: Items[Work]) -> None:
+        batch = build_batch(works, self._device)
+        logits = self._runner.logits(batch)  # [N, V]
+        self._scheduler.commit(works)
+        self._num_steps += 1
+        self._num_computed += len(batch.ids)
+        drawing = batch.drawing
+        if self._observer:
+            for sequence, row in zip(drawing, logits, strict=True):
+                self._observer(sequence.request.id, sequence.index, len(sequence.ids), row)
+        try:
+            drawn = sample_batch(logits, [sequence.sampler for sequence in drawing])
+        except BadLogitsError as error:
+            for row in error.rows:
+                self._fail(drawing[row])
+            good = [row for row in range(len(drawing)) if row not in error.rows]
+            drawing = [drawing[row] for row in good]
+            drawn = sample_batch(logits[good], [sequence.sampler for sequence in drawing])
+        for sequence, sampled in zip(drawing, drawn, strict=True):
+            if not sequence.is_finished:
+                self._accept(sequence, sampled)
+
+    def _accept(self, sequence: Sequence, sampled: Sampled) -> None:
+        """Add a drawn token to its answer, and end the answer where its rules say so."""
+        request, token_id = sequence.request, sampled.token_id
+        self._num_generated += 1
+        request.completion_tokens += 1
+        if token_id in request.stop_ids:
+            self._tell(sequence, text=sequence.text.flush(), finish_reason="stop", stop_id=token_id)
+            return
+        sequence.ids.append(token_id)
+        text = sequence.text.push(token_id)
+        reason: FinishReason | None = None
+        if sequence.text.stopped:
+            reason = "stop"
+        elif len(sequence.ids) == request.max_length:
+            text += sequence.text.flush()
+            reason = "stop" if sequence.text.stopped else "length"
+        self._tell(sequence, text=text, sampled=sampled, finish_reason=reason)
+
+    def _tell(
+        self,
+        sequence: Sequence,
+        *,
+        text: str,
+        sampled: Sampled | None = None,
+        finish_reason: FinishReason | None = None,
+        stop_id: int | None = None,
+    ) -> None:
+        """Make it an event, and let the sequence go if that is its last."""
+        request = sequence.request
+        usage = self._end(sequence) if finish_reason else None
+        self._events.append(
+            Event(
+                request_id=request.id,
+                index=sequence.index,
+                token_ids=(sampled.token_id,) if sampled else (),
+                text=text,
+                logprobs=(sampled,) if sampled and sampled.logprob is not None else (),
+                finish_reason=finish_reason,
+                stop_id=stop_id,
+                usage=usage,
+            )
+        )
+
+    def _fail(self, sequence: Sequence) -> None:
+        """End the whole request of a sequence whose logits are not numbers."""
+        request = sequence.request
+        if request.is_finished:
+            return
+        error = NumericsError(
+            f"the model gave no finite logits after token {len(sequence.ids):,} of {request.id!r}. "
+            "Check the weights, or use bfloat16 or float32 in place of float16."
+        )
+        for other in request.sequences:
+            if not other.is_finished:
+                usage = self._end(other, poisoned=True)
+        self._events.append(
+            Event(request_id=request.id, index=sequence.index, finish_reason="error", usage=usage, error=error)
+        )
+
+    def _end(self, sequence: Sequence, *, poisoned: bool = False) -> Usage | None:
+        """Free what a sequence holds; its request's usage, if it was the last of it."""
+        request = sequence.request
+        sequence.is_finished = True
+        self._scheduler.remove(sequence, poisoned=poisoned)
+        if not request.is_finished:
+            return None
+        del self._requests[request.id]
+        return Usage(len(request.prompt_ids), request.cached_tokens or 0, request.completion_tokens)
+
+
+class _NoText:
+    """The decoder of an engine without a tokenizer."""
+
+    def push(self, token_id: int) -> str:
+        return ""
+
+    def flush(self) -> str:
+        return ""
+
+
+def _derived_seed(engine_seed: int, number: int, index: int) -> int:
+    digest = hashlib.blake2b(repr((engine_seed, number, index)).encode(), digest_size=7).digest()
+    return int.from_bytes(digest)

@@ -1,0 +1,28 @@
+"""Batches through the model. Owns the cache's tensors; knows no requests."""
+
+import torch
+from torch import Tensor
+
+from kiloq.cache import KVCache, PagedAttend
+from kiloq.model import Transformer
+
+from .batch import Batch
+
+
+class Runner:
+    """A model and its cache on one device."""
+
+    def __init__(self, model: Transformer, cache: KVCache) -> None:
+        self._model = model
+        self._cache = cache
+        self._windows = model.config.windows
+
+    @torch.inference_mode()
+    def logits(self, batch: Batch) -> Tensor:
+        """Write the batch's keys and values; logits of the rows it asks for, [N, vocab_size]."""
+        attend = PagedAttend(self._cache, batch.spans, self._windows)
+        rotation = self._model.rotation(batch.positions, batch.alphas)
+        hidden = self._model(batch.ids, rotation, attend)  # [T, hidden_size]
+        if batch.last_rows is not None:
+            hidden = hidden.index_select(0, batch.last_rows)
+        return self._model.head(hidden)
