@@ -1,6 +1,6 @@
 """Pre-training: text files and a model's shape in, a base checkpoint in Qwen v1 layout out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -26,9 +26,9 @@ class ShapeConfig:
     num_layers: int = 6
     num_heads: int = 4
     intermediate_size: int = 688
-    tie_embeddings: bool = False
     trained_length: int = 512
     max_length: int = 8192
+    tie_embeddings: bool = False
     rope_theta: float = 10_000.0
     dynamic_ntk: bool = True
     logn: bool = True
@@ -57,11 +57,11 @@ class PretrainConfig:
     out: str
     tokenizer: str
     seed: int = 0
-    model: ShapeConfig = ShapeConfig()
+    model: ShapeConfig = field(default_factory=ShapeConfig)
     data: tuple[TextSource, ...]
-    batch: BatchConfig = BatchConfig()
+    batch: BatchConfig = field(default_factory=BatchConfig)
     optim: OptimConfig
-    loop: LoopConfig = LoopConfig()
+    loop: LoopConfig = field(default_factory=LoopConfig)
 
 
 def pretrain(config: PretrainConfig) -> Outcome:
@@ -138,6 +138,7 @@ def export(folder: Path, model: Transformer, tokenizer: Tokenizer, *, chat: bool
         stop_ids=(tokenizer.im_end_id, tokenizer.im_start_id) if chat else (end,),
         pad_id=end,
         chat_format="chatml" if chat else "raw",
+        max_window=model.config.max_length,
     )
     state = {name: tensor.detach().cpu().to(torch.bfloat16) for name, tensor in model.state_dict().items()}
     save_checkpoint(folder, model_state=state, config=model.config, tokenizer=tokenizer, generation=defaults)

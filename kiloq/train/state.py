@@ -1,4 +1,4 @@
-"""A run's state on disk: everything that the next step depends on, replaced in one move so that a kill never harms it."""
+"""A run's state on disk: all that the next step depends on, replaced in one move so that a kill never harms it."""
 
 import os
 from dataclasses import dataclass

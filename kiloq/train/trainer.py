@@ -187,6 +187,7 @@ class Trainer:
             seq_len=self.batch.seq_len,
             dtype=self.dtype,
             device=self.device,
+            block=256 if self.loop.compile and self.device == "cpu" else None,
         )
         with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
             hidden = self.hidden(ids, self.model.rotation(positions), attend).to(self.dtype)
