@@ -81,6 +81,7 @@ class HermesReader(Reader):
         super().__init__(self._reason if inside else self._start if thinks else self._speak, new_id)
         self._tools = tools
         self._trim = inside  # newlines come next that belong to a marker
+        self._blank = ""  # before the present call; shown only if it turns out to be none
         self._scan = _ObjectScan()
 
     def _start(self, last: bool) -> bool:
@@ -107,7 +108,9 @@ class HermesReader(Reader):
             return False
         at = self.text.find(_CALL) if self._tools else -1
         if at >= 0:
-            self.show(Delta(content=self.text[:at].rstrip()))
+            said = self.text[:at].rstrip()
+            self._blank = self.text[len(said) : at]
+            self.show(Delta(content=said))
             return self.go(self._call, self.text[at + len(_CALL) :])
         safe = len(self.text)
         if self._tools and not (last and not self.calls):
@@ -132,7 +135,7 @@ class HermesReader(Reader):
             self.begin_call(whole["name"])
             self.show_arguments(arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False))
         else:
-            self.show(Delta(content=f"{_CALL}{body}{_END_CALL if end >= 0 else ''}"))
+            self.show(Delta(content=f"{self._blank}{_CALL}{body}{_END_CALL if end >= 0 else ''}"))
         return self.go(self._speak, "" if end < 0 else self.text[end + len(_END_CALL) :])
 
     def _show_arguments(self, last: bool) -> bool:
@@ -179,16 +182,14 @@ class ReActReader(Reader):
         return False
 
     def _input(self, last: bool) -> bool:
-        if not self._begun:
-            self.text = self.text.lstrip()
-        self._begun = self._begun or bool(self.text)
         at = self.text.find(_OBSERVATION)
-        if at >= 0:
-            self.show_arguments(self.text[:at].rstrip())
-            return self.go(self._ignore, "")
-        safe = len(self.text) if last else _safe(self.text, _OBSERVATION)
-        self.show_arguments(self.take(len(self.text[:safe].rstrip())))
-        return False
+        certain = at if at >= 0 else len(self.text) if last else _safe(self.text, _OBSERVATION)
+        said = self.text[:certain].rstrip()
+        if said:  # blanks alone may still begin the marker
+            self.take(len(said))
+            self.show_arguments(said if self._begun else said.lstrip())
+            self._begun = True
+        return at >= 0 and self.go(self._ignore, "")
 
     def _answer(self, last: bool) -> bool:
         self.show(Delta(content=self.take(len(self.text))))

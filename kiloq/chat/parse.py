@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .chatml import ChatFormat
-from .grammar import Delta, HermesReader, Reader, ReActReader
+from .grammar import Delta, HermesReader, ReActReader, Reader
 from .messages import ToolCall
 
 
