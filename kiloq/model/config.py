@@ -6,6 +6,8 @@ from typing import Literal, get_args
 
 from kiloq.errors import ConfigError
 
+from .fields import Fields
+
 Family = Literal["qwen", "qwen2", "qwen3"]
 RopeKind = Literal["plain", "linear", "dynamic", "qwen1", "yarn"]
 
@@ -85,9 +87,9 @@ class ModelConfig:
         """The configuration that a config.json describes; ConfigError for an unknown or contradictory one."""
         model_type = hf.get("model_type")
         if model_type == "qwen":
-            return _from_qwen1(_Fields(hf))
+            return _from_qwen1(Fields(hf))
         if model_type in ("qwen2", "qwen3"):
-            return _from_qwen2(_Fields(hf), model_type)
+            return _from_qwen2(Fields(hf), model_type)
         raise ConfigError(
             f"model_type is {model_type!r}; kiloq runs the dense models {', '.join(get_args(Family))} "
             "(Qwen v1, 1.5, 2, 2.5 and 3). Mixture-of-experts and vision models are not among them."
@@ -112,50 +114,7 @@ class ModelConfig:
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * bytes_per_value
 
 
-class _Fields:
-    """Typed access to config.json, so that a wrong type is one clear error and never a crash deep in the model."""
-
-    def __init__(self, hf: Mapping[str, object]) -> None:
-        self.hf = hf
-
-    def first(self, *names: str) -> object:
-        return next((self.hf[name] for name in names if self.hf.get(name) is not None), None)
-
-    def integer(self, *names: str, default: int | None = None) -> int:
-        value = self.first(*names)
-        if value is None and default is not None:
-            return default
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise ConfigError(f"config.json: {' or '.join(names)} is {value!r}; a whole number is needed.")
-        return value
-
-    def number(self, *names: str, default: float) -> float:
-        value = self.first(*names)
-        if value is None:
-            return default
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise ConfigError(f"config.json: {' or '.join(names)} is {value!r}; a number is needed.")
-        return float(value)
-
-    def optional_number(self, name: str) -> float | None:
-        return None if self.hf.get(name) is None else self.number(name, default=0.0)
-
-    def flag(self, *names: str, default: bool = False) -> bool:
-        value = self.first(*names)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise ConfigError(f"config.json: {' or '.join(names)} is {value!r}; true or false is needed.")
-        return value
-
-    def dtype(self, *names: str) -> str:
-        value = str(self.first(*names) or "float32").removeprefix("torch.")
-        if value not in ("float32", "bfloat16", "float16"):
-            raise ConfigError(f"config.json: {names[0]} is {value!r}; float32, bfloat16 or float16 is needed.")
-        return value
-
-
-def _from_qwen1(f: _Fields) -> ModelConfig:
+def _from_qwen1(f: Fields) -> ModelConfig:
     # The first release (2023-08) used GPT-style key names; both spellings load. Specification: QWenConfig.
     hidden_size = f.integer("hidden_size", "n_embd")
     num_heads = f.integer("num_attention_heads", "n_head")
@@ -233,7 +192,7 @@ def _to_qwen1(c: ModelConfig) -> dict[str, object]:
     }
 
 
-def _from_qwen2(f: _Fields, family: Family) -> ModelConfig:
+def _from_qwen2(f: Fields, family: Family) -> ModelConfig:
     hidden_size = f.integer("hidden_size")
     num_heads = f.integer("num_attention_heads")
     num_layers = f.integer("num_hidden_layers")
@@ -267,12 +226,12 @@ def _from_qwen2(f: _Fields, family: Family) -> ModelConfig:
     )
 
 
-def _rope_of_qwen2(f: _Fields, head_dim: int, max_length: int) -> RopeConfig:
+def _rope_of_qwen2(f: Fields, head_dim: int, max_length: int) -> RopeConfig:
     # transformers 5 writes rope_parameters; every earlier file has rope_theta and perhaps rope_scaling.
     raw = f.first("rope_parameters", "rope_scaling") or {}
     if not isinstance(raw, Mapping):
         raise ConfigError(f"config.json: rope_scaling is {raw!r}; an object is needed.")
-    r = _Fields(raw)
+    r = Fields(raw)
     word = str(r.first("rope_type", "type") or "default")
     if word not in _ROPE_KINDS:
         raise ConfigError(f"config.json: rope scaling {word!r} is unknown; known are {', '.join(_ROPE_KINDS)}.")
@@ -293,7 +252,7 @@ def _rope_of_qwen2(f: _Fields, head_dim: int, max_length: int) -> RopeConfig:
     )
 
 
-def _windows_of_qwen2(f: _Fields, num_layers: int) -> tuple[int | None, ...]:
+def _windows_of_qwen2(f: Fields, num_layers: int) -> tuple[int | None, ...]:
     window = f.integer("sliding_window", default=4096) if f.flag("use_sliding_window") else None
     kinds = f.first("layer_types")
     if isinstance(kinds, list | tuple):
