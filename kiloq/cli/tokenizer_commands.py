@@ -59,12 +59,10 @@ def expand(
         raise TokenizerError(f"the pieces would be written to {output}; its name must end in .tiktoken.")
     expansion = expand_vocabulary(_load(model), read_words(words), start_id=start_id)
     write_files(output.parent, {output.name: dump_ranks(expansion.ranks)})
-    for reason, skipped in (
-        ("more than one word for the pattern", expansion.cut),
-        ("a token already", expansion.known),
-    ):
-        if skipped:
-            _say(f"left out {len(skipped):,}, {reason}: {', '.join(skipped[:5])}{', ...' if len(skipped) > 5 else ''}")
+    for reason, left_out in (("cut by the pattern", expansion.cut), ("a token already", expansion.known)):
+        if left_out:
+            more = ", ..." if len(left_out) > 5 else ""
+            _say(f"left out {len(left_out):,} ({reason}): {', '.join(left_out[:5])}{more}")
     _say(f"learned {expansion.num_new:,} pieces  {output}")
 
 

@@ -31,7 +31,7 @@ class Expansion:
 def read_words(path: Path) -> dict[str, int]:
     """Words with their counts, `word<TAB>count` a line; a word alone counts once, a repeated word adds up."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise TokenizerError(f"{path} cannot be read as UTF-8 text: {reason}.") from error
@@ -40,9 +40,9 @@ def read_words(path: Path) -> dict[str, int]:
         word, _, count = line.strip().partition("\t")
         if not word:
             continue
-        if count and not (count.isdecimal() and len(count) <= 18):
+        if count and not (count.isdecimal() and len(count) <= 18 and int(count)):
             raise TokenizerError(
-                f"{path}, line {number}: {count!r:.40} is no count; write the word, a tab and a number."
+                f"{path}, line {number}: {count!r:.40} is no count; write the word, a tab and a number from 1 on."
             )
         words[nfc(word)] += int(count or 1)
     return dict(words)

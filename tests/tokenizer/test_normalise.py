@@ -16,9 +16,7 @@ others = st.sampled_from("aeé한ᄒ\u1161\u11ab中か\u0f40\u0903\U0001d15e")
 
 @fuzz
 @given(seed=st.lists(marks, min_size=1, max_size=12), before=others, after=st.lists(others, max_size=3))
-def test_long_runs_of_marks_compose_as_unicodedata_composes_them(
-    seed: list[str], before: str, after: list[str]
-) -> None:
+def test_long_runs_of_marks_compose_as_in_unicodedata(seed: list[str], before: str, after: list[str]) -> None:
     text = before + "".join(seed) * (1500 // len(seed)) + "".join(after)
     assert nfc(text) == unicodedata.normalize("NFC", text)
 
