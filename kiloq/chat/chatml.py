@@ -106,9 +106,8 @@ def render(
     if not messages:
         raise RequestError("messages is empty; at least one message is needed.")
     think = _wants_thought(fmt, thinking)
-    closing = {tokenizer.im_end_id, tokenizer.im_start_id, tokenizer.end_of_text_id}
     turns = fmt.compose(
-        [_without_end(message, closing) for message in messages],
+        [_as_generated(message, tokenizer) for message in messages],
         tools,
         default_system=fmt.default_system,
         thinking=fmt.thinking,
@@ -185,15 +184,21 @@ def _wants_thought(fmt: ChatFormat, thinking: bool | None) -> bool:
     return thinking is not False
 
 
-def _without_end(message: Message, closing: set[int]) -> Message:
-    """The answer's ids without the tokens that ended it; the layout adds its own end."""
+def _as_generated(message: Message, tokenizer: Tokenizer) -> Message:
+    """An answer's ids without the tokens that ended it, as the layout adds its own end.
+
+    Its reasoning then says only whether the ids begin with a thought, and so how their prompt ended.
+    """
     ids = message.token_ids
     if ids is None:
         return message
+    closing = {tokenizer.im_end_id, tokenizer.im_start_id, tokenizer.end_of_text_id}
     end = len(ids)
     while end and ids[end - 1] in closing:
         end -= 1
-    return dataclasses.replace(message, token_ids=ids[:end])
+    think_id = tokenizer.special_tokens.get(hermes.THINK)
+    reasoning = hermes.THINK if end and ids[0] == think_id else ""
+    return dataclasses.replace(message, token_ids=ids[:end], reasoning=reasoning)
 
 
 def _rounds(messages: Sequence[Message]) -> tuple[tuple[Message, ...], list[list[Message]]]:

@@ -22,8 +22,9 @@ _TOOLS_TAIL = (
     "<tool_call></tool_call> XML tags:\n<tool_call>\n"
     '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
 )
-NO_THOUGHT = "<think>\n\n</think>\n\n"
-OPEN_THOUGHT = "<think>\n"
+THINK = "<think>"
+_NO_THOUGHT = "<think>\n\n</think>\n\n"
+_OPEN_THOUGHT = "<think>\n"
 
 
 def compose(
@@ -56,9 +57,9 @@ def compose(
 def generation_parts(thinking: Thinking, *, think: bool) -> tuple[Part, ...]:
     """What follows the assistant's header in a prompt: an empty thought to prevent one, or the opening of one."""
     if thinking == "always":
-        return (Part(OPEN_THOUGHT, markup=True),)
+        return (Part(_OPEN_THOUGHT, markup=True),)
     if thinking == "hybrid" and not think:
-        return (Part(NO_THOUGHT, markup=True),)
+        return (Part(_NO_THOUGHT, markup=True),)
     return ()
 
 
@@ -97,7 +98,7 @@ def _answer(message: Message, thinking: Thinking, *, show_thought: bool) -> tupl
     if thinking != "none" and show_thought:
         # An empty block is given by the prompt, so it is not learned.
         learned = bool(thought)
-        parts.append(Part(OPEN_THOUGHT, trained=learned, markup=True))
+        parts.append(Part(_OPEN_THOUGHT, trained=learned, markup=True))
         parts.append(Part(thought.strip("\n"), trained=learned))
         parts.append(Part("\n</think>\n\n", trained=learned, markup=True))
         parts.append(Part(content.lstrip("\n"), trained=True))

@@ -121,7 +121,9 @@ def test_the_next_prompt_begins_with_this_prompt_and_its_answer(
         prompt = render(messages, tokenizer, fmt, thinking=thinking).ids
         generated = data.draw(st.lists(st.integers(0, 255), max_size=6))
         generated += [tokenizer.im_end_id] if ended else []
-        reply = Message(role="assistant", content="?", reasoning="r" if thinking else "", token_ids=tuple(generated))
+        if thinking:
+            generated.insert(0, tokenizer.special_tokens["<think>"])
+        reply = Message(role="assistant", content="?", token_ids=tuple(generated))
         messages = [*messages, reply, user(data.draw(texts))]
         following = render(messages, tokenizer, fmt, thinking=thinking).ids
         assert following[: len(prompt) + len(generated)] == prompt + generated
