@@ -19,10 +19,8 @@ from kiloq import ops
 from .blocks import BLOCK_SIZE
 from .kv import KVCache
 
-# Bytes of keys. A run of blocks longer than _ALONE is read in place in a call of its own: copying it costs more than
-# the call. Rows are gathered together up to _TOGETHER: beyond, the copy falls out of the processor's cache.
-_ALONE = {"cpu": 64 * 2**10, "cuda": 64 * 2**20}
-_TOGETHER = {"cpu": 2 * 2**20, "cuda": 256 * 2**20}
+# Bytes of keys that rows may gather together: beyond, the copy falls out of the processor's cache.
+_TOGETHER = {"cpu": 512 * 2**10, "cuda": 256 * 2**20}
 
 _OFFSETS = np.arange(BLOCK_SIZE)
 
@@ -43,7 +41,7 @@ class PagedAttend:
 
     def __init__(self, cache: KVCache, spans: Sequence[Span], windows: Sequence[int | None]) -> None:
         self._cache = cache
-        self._slots = _to_device(np.concatenate([_slots(span, span.start) for span in spans]), cache)  # [T]
+        self._slots = torch.tensor(_own_slots(spans), device=cache.device)  # [T]
         calls = {window: _plan(cache, spans, window) for window in set(windows)}
         self._calls = [calls[window] for window in windows]
 
@@ -68,116 +66,148 @@ class _Whole:
 
 
 @dataclass(frozen=True, slots=True)
-class _Paged:
-    """Rows first..last-1 are `batch` sequences with as many rows each; all see `where`, less what the mask hides."""
+class _Chunk:
+    """Rows first..last-1 are a later part of one sequence."""
 
     first: int
     last: int
-    batch: int
-    where: slice | Tensor  # slots of the keys: a run of the only sequence, or [batch * L]
-    mask: Tensor | None  # [batch, 1, rows of each x heads per key, L], 0 or -inf
+    seen: "_Seen"
+    mask: Tensor  # [rows * heads per key, L]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        num_heads, (_, num_kv_heads, head_dim) = q.shape[1], keys.shape
-        shared = num_heads // num_kv_heads
-        # Heads that share a key become rows of one head: nothing is repeated in memory.
-        q = q[self.first : self.last].reshape(self.batch, -1, num_kv_heads, shared, head_dim)  # [N, rows, K, G, D]
-        q = q.transpose(1, 2).reshape(self.batch, num_kv_heads, -1, head_dim)  # [N, K, rows*G, D]
-        out = F.scaled_dot_product_attention(q, self._read(keys), self._read(values), attn_mask=self.mask)
-        out = out.view(self.batch, num_kv_heads, -1, shared, head_dim).transpose(1, 2)  # [N, rows, K, G, D]
-        return out.reshape(self.last - self.first, num_heads, head_dim)
-
-    def _read(self, kept: Tensor) -> Tensor:
-        """[slots, K, D] -> [batch, K, L, D]"""
-        seen = kept[self.where] if isinstance(self.where, slice) else kept.index_select(0, self.where)
-        return seen.view(self.batch, -1, *kept.shape[1:]).transpose(1, 2)
+        num_rows, num_heads, head_dim = self.last - self.first, *q.shape[1:]
+        num_kv_heads = keys.shape[1]
+        # Heads that share a key become rows of one head, so that no key is repeated in memory.
+        q = q[self.first : self.last].reshape(num_rows, num_kv_heads, -1, head_dim).transpose(0, 1)  # [K, rows, G, D]
+        q = q.reshape(1, num_kv_heads, -1, head_dim)  # [1, K, rows*G, D]
+        out = F.scaled_dot_product_attention(q, self.seen.of(keys), self.seen.of(values), attn_mask=self.mask)
+        out = out.view(num_kv_heads, num_rows, -1, head_dim).transpose(0, 1)  # [rows, K, G, D]
+        return out.reshape(num_rows, num_heads, head_dim)
 
 
-def _plan(cache: KVCache, spans: Sequence[Span], window: int | None) -> list[_Whole | _Paged]:
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Rows first..last-1 are the newest tokens of as many sequences, all as if they saw L tokens."""
+
+    first: int
+    last: int
+    seen: "_Seen"
+    mask: Tensor | None  # [N, 1, 1, L]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        shape = q.shape[1:]
+        # As above: heads that share a key are rows of one head.
+        q = q[self.first : self.last].reshape(self.last - self.first, keys.shape[1], -1, shape[-1])  # [N, K, G, D]
+        out = F.scaled_dot_product_attention(q, self.seen.of(keys), self.seen.of(values), attn_mask=self.mask)
+        return out.reshape(-1, *shape)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """The slots that N sequences see: [N * L], or a run of the only one."""
+
+    slots: Tensor | slice
+    num_sequences: int = 1
+
+    def of(self, kept: Tensor) -> Tensor:
+        """[slots, K, D] -> [N, K, L, D]"""
+        if isinstance(self.slots, slice):
+            return kept[None, self.slots].transpose(1, 2)
+        return kept.index_select(0, self.slots).view(self.num_sequences, -1, *kept.shape[1:]).transpose(1, 2)
+
+
+_Call = _Whole | _Chunk | _Rows
+
+
+def _plan(cache: KVCache, spans: Sequence[Span], window: int | None) -> list[_Call]:
     """Cut the rows of a step into calls, for layers of one window."""
-    calls: list[_Whole | _Paged] = []
+    calls: list[_Call] = []
     row = 0
     for group in _groups(cache, spans, window):
-        end = row + sum(span.stop - span.start for span in group)
         span = group[0]
+        end = row + sum(span.stop - span.start for span in group)
         if span.start == 0 and span.stop > 1:
             calls.append(_Whole(row, end, window))
-        elif len(group) > 1:
-            calls.append(_Paged(row, end, len(group), *_together(cache, group, window)))
+        elif span.stop - span.start > 1:
+            calls.append(_Chunk(row, end, _one(cache, span, window), _chunk_mask(cache, span, window)))
+        elif len(group) == 1:
+            calls.append(_Rows(row, end, _one(cache, span, window), None))
         else:
-            mask = None if span.stop - span.start == 1 else _chunk_mask(cache, span, window)
-            calls.append(_Paged(row, end, 1, _alone(cache, span, window), mask))
+            calls.append(_Rows(row, end, *_several(cache, group, window)))
         row = end
     return calls
 
 
 def _groups(cache: KVCache, spans: Sequence[Span], window: int | None) -> Iterator[list[Span]]:
-    """Spans that share a call: chunks and long runs stand alone, other single rows go together."""
+    """Spans that share a call: parts of prompts stand alone, single rows go together."""
     token_bytes = cache.keys[0][0].numel() * cache.dtype.itemsize
     group: list[Span] = []
     longest = 0
     for span in spans:
         seen = (span.stop - _oldest(span, window)) * token_bytes
         is_chunk = span.stop - span.start > 1
-        if is_chunk or (seen > _ALONE[cache.device.type] and _run(span, window) is not None):
-            if group:
-                yield group
-                group = []
-            yield [span]
-            continue
-        longest = max(longest, seen) if group else seen
-        if group and longest * (len(group) + 1) > _TOGETHER[cache.device.type]:
+        longest = max(longest, seen)
+        if group and (is_chunk or longest * (len(group) + 1) > _TOGETHER[cache.device.type]):
             yield group
             group, longest = [], seen
         group.append(span)
+        if is_chunk:
+            yield group
+            group, longest = [], 0
     if group:
         yield group
 
 
-def _alone(cache: KVCache, span: Span, window: int | None) -> slice | Tensor:
-    """What one sequence sees: a slice where its blocks are neighbours."""
-    run = _run(span, window)
-    return run if run is not None else _to_device(_slots(span, _oldest(span, window)), cache)
+def _one(cache: KVCache, span: Span, window: int | None) -> _Seen:
+    """What one sequence sees, in place where its blocks are neighbours."""
+    oldest = _oldest(span, window)
+    first, last = oldest // BLOCK_SIZE, -(-span.stop // BLOCK_SIZE)
+    start = span.blocks[first]
+    if list(span.blocks[first:last]) != list(range(start, start + last - first)):
+        return _Seen(_to_device(_slots(span, oldest), cache))
+    offset = (start - first) * BLOCK_SIZE
+    return _Seen(slice(offset + oldest, offset + span.stop))
 
 
-def _together(cache: KVCache, group: Sequence[Span], window: int | None) -> tuple[Tensor, Tensor | None]:
-    """What single rows see, as long as the longest: the slots, [N * L], and the mask over what is too much."""
+def _several(cache: KVCache, group: Sequence[Span], window: int | None) -> tuple[_Seen, Tensor | None]:
+    """What single rows see, filled up to the longest, and the mask that hides the filling: [N, 1, 1, L]."""
     rows = [_slots(span, _oldest(span, window)) for span in group]
     lengths = [len(row) for row in rows]
-    where = np.empty((len(rows), max(lengths)), np.int64)
+    slots = np.empty((len(rows), max(lengths)), np.int64)
     for i, row in enumerate(rows):
-        where[i, : len(row)] = row
-        where[i, len(row) :] = row[0]  # masked, and finite if the row's own sequence is
+        slots[i, : len(row)] = row
+        slots[i, len(row) :] = row[0]  # hidden, but finite as long as the row's own sequence is
+    seen = _Seen(_to_device(slots.reshape(-1), cache), len(rows))
     if min(lengths) == max(lengths):
-        return _to_device(where.reshape(-1), cache), None
+        return seen, None
     hidden = np.arange(max(lengths)) >= np.array(lengths)[:, None]  # [N, L]
     mask = np.where(hidden, np.float32(-np.inf), np.float32(0))[:, None, None]
-    return _to_device(where.reshape(-1), cache), _to_device(mask, cache).to(cache.dtype)
+    return seen, _to_device(mask, cache).to(cache.dtype)
 
 
 def _chunk_mask(cache: KVCache, span: Span, window: int | None) -> Tensor:
-    """A later part of a sequence sees all before it and itself causally: [1, 1, rows * heads per key, L]."""
+    """A later part of a sequence sees all before it and itself causally: [rows * heads per key, L]."""
     rows = torch.arange(span.start, span.stop, device=cache.device)
     behind = rows[:, None] - torch.arange(_oldest(span, window), span.stop, device=cache.device)
     hidden = behind < 0 if window is None else (behind < 0) | (behind >= window)
     mask = torch.zeros(hidden.shape, dtype=cache.dtype, device=cache.device).masked_fill_(hidden, -torch.inf)
-    return mask.repeat_interleave(cache.heads_per_key, 0)[None, None]
+    return mask.repeat_interleave(cache.heads_per_key, 0)
+
+
+def _own_slots(spans: Sequence[Span]) -> list[int]:
+    """Where the step's own tokens are kept."""
+    slots: list[int] = []
+    for span in spans:
+        if span.stop - span.start == 1:
+            slots.append(span.blocks[span.start // BLOCK_SIZE] * BLOCK_SIZE + span.start % BLOCK_SIZE)
+        else:
+            slots += _slots(span, span.start).tolist()
+    return slots
 
 
 def _oldest(span: Span, window: int | None) -> int:
     """The first position that any row of the span sees."""
     return 0 if window is None else max(0, span.start - window + 1)
-
-
-def _run(span: Span, window: int | None) -> slice | None:
-    """The slots that the span sees, if they are neighbours."""
-    oldest = _oldest(span, window)
-    first, last = oldest // BLOCK_SIZE, -(-span.stop // BLOCK_SIZE)
-    start = span.blocks[first]
-    if list(span.blocks[first:last]) != list(range(start, start + last - first)):
-        return None
-    offset = (start - first) * BLOCK_SIZE
-    return slice(offset + oldest, offset + span.stop)
 
 
 def _slots(span: Span, oldest: int) -> Ids:

@@ -6,13 +6,26 @@ from typing import TYPE_CHECKING
 from .params import SamplingParams
 
 if TYPE_CHECKING:
-    from .llm import LLM
+    from .engine import Engine, EngineConfig
+    from .events import Event, Usage
+    from .llm import LLM, Choice, Piece, Result
 
-__all__ = ["LLM", "SamplingParams"]
+# Parameters are read by doors that must start without torch; the rest is looked up when it is first used.
+_HOME = {
+    "LLM": "llm",
+    "Choice": "llm",
+    "Engine": "engine",
+    "EngineConfig": "engine",
+    "Event": "events",
+    "Piece": "llm",
+    "Result": "llm",
+    "Usage": "events",
+}
+
+__all__ = ["LLM", "Choice", "Engine", "EngineConfig", "Event", "Piece", "Result", "SamplingParams", "Usage"]
 
 
 def __getattr__(name: str) -> object:
-    # Parameters are read by doors that must start without torch; the engine itself is loaded at first use.
-    if name == "LLM":
-        return import_module("kiloq.engine.llm").LLM
+    if name in _HOME:
+        return getattr(import_module(f"kiloq.engine.{_HOME[name]}"), name)
     raise AttributeError(f"module 'kiloq.engine' has no attribute {name!r}")

@@ -59,7 +59,7 @@ class Engine:
         config = config or EngineConfig()
         weight = next(model.parameters())
         on_gpu = weight.device.type == "cuda"
-        max_batch = config.max_batch or (64 if on_gpu else 16)
+        self.max_batch = max_batch = config.max_batch or (64 if on_gpu else 16)
         kv_dtype = cache_dtype(config.kv_dtype, weight.dtype)
         context = config.max_context or model.config.max_length
         blocks = pool_blocks(

@@ -1,12 +1,15 @@
 """Tiny models, a byte vocabulary and a way to run an engine dry: real things that check a law in milliseconds."""
 
+import base64
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from kiloq.checkpoint import GenerationDefaults, save_checkpoint
 from kiloq.engine.engine import Engine, EngineConfig
 from kiloq.engine.events import Event
 from kiloq.model import ModelConfig, RopeConfig, Transformer
@@ -91,3 +94,29 @@ class Lab:
 @pytest.fixture(scope="session")
 def lab() -> Lab:
     return Lab()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The "v1" model as a folder of Qwen v1 format."""
+    folder = tmp_path_factory.mktemp("tiny")
+    ranks = (b"%s %d\n" % (base64.b64encode(bytes([byte])), byte) for byte in range(256))
+    (folder / "bytes.tiktoken").write_bytes(b"".join(ranks))
+    tokenizer = Tokenizer.load(folder / "bytes.tiktoken")
+    defaults = GenerationDefaults(
+        stop_ids=(tokenizer.im_end_id, tokenizer.im_start_id, tokenizer.end_of_text_id),
+        pad_id=tokenizer.end_of_text_id,
+        chat_format="chatml",
+        max_window=256,
+        max_tokens=24,
+        top_p=0.8,
+    )
+    model = lab.model("v1")
+    save_checkpoint(
+        folder / "model",
+        model_state=model.state_dict(),
+        config=model.config,
+        tokenizer=tokenizer,
+        generation=defaults,
+    )
+    return folder / "model"

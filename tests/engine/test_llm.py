@@ -1,0 +1,176 @@
+"""The door most people use: text and conversations through a checkpoint on disk."""
+
+import gc
+import subprocess
+import sys
+from itertools import zip_longest
+from pathlib import Path
+
+import pytest
+import torch
+
+from kiloq.chat import Message
+from kiloq.engine import LLM, SamplingParams
+from kiloq.errors import NumericsError, RequestError
+
+QUESTION = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture(scope="module")
+def llm(checkpoint: Path) -> LLM:
+    return LLM(checkpoint, dtype="float32", device="cpu", max_batch=4)
+
+
+def idle(llm: LLM) -> bool:
+    llm.engine.step()
+    llm.engine.check_integrity()
+    stats = llm.engine.stats
+    return not llm.engine.has_work and stats.blocks_available == stats.blocks
+
+
+def test_generate_continues_text_and_ids_in_order(llm: LLM, lab) -> None:
+    params = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True)
+    prompts = ["one", "two and more", "three"]
+    results = llm.generate(prompts, params)
+    assert [result.prompt_ids for result in results] == [tuple(prompt.encode()) for prompt in prompts]
+    for result in results:
+        ids = list(result.prompt_ids)
+        for _ in range(6):
+            ids.append(int(lab.model("v1").logits(torch.tensor(ids))[-1].argmax()))
+        assert list(result.choices[0].token_ids) == ids[-6:]
+        assert result.text == llm.tokenizer.decode(ids[-6:], skip_special=True)
+        assert result.usage.total_tokens == len(ids)
+    assert llm.generate("one", params)[0].text == results[0].text
+    assert llm.generate([list(b"one")], params)[0].text == results[0].text
+
+
+def test_more_prompts_than_run_at_once_keep_their_order(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=2, seed=1)
+    prompts = [f"prompt {i}" for i in range(40)]
+    assert [bytes(result.prompt_ids).decode() for result in llm.generate(prompts, params)] == prompts
+
+
+def test_the_models_own_defaults_apply_without_params(llm: LLM) -> None:
+    (result,) = llm.generate("abc")
+    assert result.usage.completion_tokens <= 24
+
+
+@pytest.mark.parametrize("stop", [(), ("e",), ("xy", "ab")])
+def test_stream_and_chat_give_the_same_text(llm: LLM, stop: tuple[str, ...]) -> None:
+    bias = {ord(letter): 20.0 for letter in "abcdexyz"}
+    params = SamplingParams(max_tokens=60, seed=5, stop=stop, logit_bias=bias, n=2, logprobs=1, ignore_eos=True)
+    result = llm.chat(QUESTION, params)
+    pieces = list(llm.stream(QUESTION, params))
+    for index, choice in enumerate(result.choices):
+        own = [piece for piece in pieces if piece.index == index]
+        assert "".join(piece.text for piece in own) == choice.text
+        assert sum((piece.token_ids for piece in own), ()) == choice.token_ids
+        logprobs = [sampled.logprob for piece in own for sampled in piece.logprobs]
+        assert logprobs == pytest.approx([sampled.logprob for sampled in choice.logprobs], abs=1e-4)
+        assert (own[-1].finish_reason, own[-1].stop_id) == (choice.finish_reason, choice.stop_id)
+        assert all(piece.text for piece in own[:-1]), "an empty piece before the last"
+    assert next(piece.usage for piece in pieces if piece.usage).completion_tokens == result.usage.completion_tokens
+    assert idle(llm)
+
+
+def test_the_second_turn_computes_only_its_new_tokens(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=40, seed=2, ignore_eos=True)
+    first = llm.chat(QUESTION, params)
+    answer = Message(role="assistant", content=first.text, token_ids=first.choices[0].token_ids)
+    second = llm.chat([*QUESTION, answer, {"role": "user", "content": "and?"}], params)
+    shared = first.prompt_ids + first.choices[0].token_ids
+    assert second.prompt_ids[: len(shared)] == shared
+    # The last token was drawn but never computed, and only whole blocks are kept. The NTK factor must be the same.
+    assert second.usage.cached_tokens == (len(shared) - 1) // 16 * 16
+
+
+def test_a_turn_ends_at_its_control_token(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=30, seed=0, logit_bias={llm.tokenizer.im_end_id: 100.0})
+    (choice,) = llm.chat(QUESTION, params).choices
+    assert (choice.text, choice.token_ids, choice.finish_reason) == ("", (), "stop")
+    assert choice.stop_id == llm.tokenizer.im_end_id
+
+
+def test_several_conversations_answer_in_order(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=5, seed=3, ignore_eos=True)
+    conversations = [[{"role": "user", "content": f"{i}"}] for i in range(3)]
+    together = llm.chat(conversations, params)
+    assert [result.text for result in together] == [llm.chat(one, params).text for one in conversations]
+
+
+def test_old_rounds_leave_a_conversation_that_is_too_long(llm: LLM) -> None:
+    talk = [Message(role="user" if i % 2 == 0 else "assistant", content=f"turn {i:02} " + "x" * 20) for i in range(13)]
+    result = llm.chat(talk, SamplingParams(max_tokens=50, seed=0))
+    text = llm.tokenizer.decode(result.prompt_ids)
+    assert "turn 12" in text
+    assert "turn 00" not in text
+    assert len(result.prompt_ids) + 50 <= llm.engine.max_context
+
+
+def test_a_question_that_is_too_long_is_refused_with_the_numbers(llm: LLM) -> None:
+    with pytest.raises(RequestError, match=r"limit is 256"):
+        llm.stream([{"role": "user", "content": "x" * 300}], SamplingParams(max_tokens=10))
+    with pytest.raises(RequestError, match=r"prompts\[1\].*limit is 256"):
+        llm.generate(["short", "x" * 300], SamplingParams(max_tokens=10))
+    with pytest.raises(RequestError, match=r"prompts\[0\] is 7"):
+        llm.generate([7])
+    assert idle(llm)
+
+
+def test_closing_or_dropping_a_stream_frees_its_blocks(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=50, seed=1, ignore_eos=True)
+    begun = llm.stream("abc", params)
+    next(begun)
+    begun.close()
+    assert idle(llm)
+    llm.stream("abc", params).close()
+    assert idle(llm)
+    dropped = llm.stream("abc", params)
+    next(dropped)
+    del dropped
+    gc.collect()
+    assert idle(llm)
+
+
+def test_streams_read_in_turns_do_not_disturb_each_other(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=20, seed=4, ignore_eos=True)
+    alone = ["".join(piece.text for piece in llm.stream(prompt, params)) for prompt in ("first", "second")]
+    one, two = llm.stream("first", params), llm.stream("second", params)
+    texts = ["", ""]
+    for pieces in zip_longest(one, two):
+        for i, piece in enumerate(pieces):
+            texts[i] += piece.text if piece else ""
+        llm.generate("between", SamplingParams(max_tokens=1))
+    assert texts == alone
+
+
+def test_completed_answers_come_with_their_numbers_and_errors_in_place(llm: LLM) -> None:
+    def prompts():
+        for i in range(30):
+            yield ([], SamplingParams()) if i == 7 else (list(b"abc"), SamplingParams(max_tokens=1 + i % 5, seed=i))
+
+    outcomes = dict(llm.as_completed(prompts()))
+    assert sorted(outcomes) == list(range(30))
+    assert isinstance(outcomes.pop(7), RequestError)
+    assert all(outcome.choices[0].finish_reason in ("stop", "length") for outcome in outcomes.values())
+
+
+def test_broken_weights_are_an_error_not_a_crash(checkpoint: Path) -> None:
+    llm = LLM(checkpoint, dtype="float32", device="cpu")
+    llm.engine._runner._model.norm.weight[3] = torch.nan
+    with pytest.raises(NumericsError, match="finite"):
+        llm.generate("abc")
+    with pytest.raises(NumericsError, match="finite"):
+        list(llm.stream("abc"))
+    assert idle(llm)
+
+
+def test_bfloat16_answers_too(checkpoint: Path) -> None:
+    llm = LLM(checkpoint, dtype="bfloat16", device="cpu")
+    results = llm.generate(["abc", "a longer prompt than the other, of more than one block"] * 3)
+    assert all(result.choices[0].finish_reason in ("stop", "length") for result in results)
+
+
+def test_parameters_are_read_without_torch() -> None:
+    code = "import sys, kiloq.engine.params, kiloq.engine; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
