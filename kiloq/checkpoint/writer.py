@@ -10,6 +10,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kiloq.chat.chatml import QWEN1
 from kiloq.errors import CheckpointError
 from kiloq.model import ModelConfig
 from kiloq.tokenizer import Tokenizer
@@ -69,7 +70,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 def _write_tokenizer(folder: Path, tokenizer: Tokenizer, config: ModelConfig) -> None:
     # Other programs read .tiktoken only by running a model's own code; their layout gets files that need none.
     if config.family != "qwen" and any(name.endswith(".tiktoken") for name in tokenizer.vocabulary.files):
-        template = chatml_template("You are a helpful assistant.")
+        template = chatml_template(QWEN1.default_system or "")
         write_fast_tokenizer(folder, tokenizer, max_length=config.max_length, chat_template=template)
     else:
         tokenizer.save(folder)

@@ -13,8 +13,9 @@ from kiloq.model.config import Family, RopeConfig
 from kiloq.tokenizer import Tokenizer
 from kiloq.tokenizer.train import train_tokenizer
 
-TEXT = """The cat sat on the mat, and the dog sat by the door. 你好，世界！你好吗？我很好。 안녕하세요, 세계!
-안녕히 가세요.    def add(a, b):\n        return a + b\n\n1234567 don't can't it's    naïve café\r\n"""
+TEXT = """The cat sat on the mat, and the dog sat by the door. 你好，世界！你好吗？我很好。
+안녕하세요, 세계! 안녕히 가세요. user system assistant\n
+    def add(a, b):\n        return a + b\n\n1234567 don't can't it's    naïve café\r\n"""
 
 
 @pytest.fixture(scope="session")
