@@ -5,6 +5,7 @@ document begins, and the end). A batch is a fixed number of flat tokens in rows 
 last token with whole documents or pieces of them.
 """
 
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ class TokenFolder:
         return len(self.starts) - 1
 
 
-def write_tokens(folder: Path, documents: Iterable[Sequence[int]], vocab_size: int) -> int:
+def write_tokens(folder: Path, documents: Iterable[Sequence[int] | Ids], vocab_size: int) -> int:
     """Write documents (each with its own end token) as a token folder; how many tokens there are."""
     kind = np.uint16 if vocab_size <= 2**16 else np.uint32
     arrays = [np.asarray(document, dtype=kind) for document in documents if len(document)]
@@ -80,6 +81,7 @@ class PackedBatches:
         self.epoch, self.index = 0, 0
         self.open: list[list[int]] = []  # pieces of the row that is being filled: [table row, start, stop]
         self.order = self._shuffle()
+        self.fingerprint = zlib.crc32(self.table.tobytes())
 
     @property
     def epoch_tokens(self) -> int:
@@ -88,10 +90,13 @@ class PackedBatches:
 
     def state(self) -> dict[str, Any]:
         """Where the stream stands; give it to `restore`."""
-        return {"epoch": self.epoch, "index": self.index, "open": [list(piece) for piece in self.open]}
+        place = {"epoch": self.epoch, "index": self.index, "open": [list(piece) for piece in self.open]}
+        return {**place, "fingerprint": self.fingerprint}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on exactly after the batch at which `state` was taken."""
+        """Go on exactly after the batch at which `state` was taken; refused if the data is not the same."""
+        if state.get("fingerprint", self.fingerprint) != self.fingerprint:
+            raise DataError("the training data is not what this run began with; use another out folder.")
         self.epoch, self.index = state["epoch"], state["index"]
         self.open = [list(piece) for piece in state["open"]]
         self.order = self._shuffle()
@@ -132,8 +137,7 @@ class PackedBatches:
             targets.append(span[1:] if stop < end else np.append(span[1:], IGNORE))
             positions.append(np.arange(stop - start))
             starts.append(starts[-1] + stop - start)
-        flat = (torch.from_numpy(np.concatenate(part)) for part in (ids, targets, positions))
-        return Batch(*flat, starts)
+        return Batch(flat(ids), flat(targets), flat(positions), starts)
 
 
 def held_out_batches(folders: Sequence[TokenFolder], *, seq_len: int, tokens: int, limit: int) -> Iterator[Batch]:
@@ -141,6 +145,11 @@ def held_out_batches(folders: Sequence[TokenFolder], *, seq_len: int, tokens: in
     stream = PackedBatches([(folder, 1.0) for folder in folders], seq_len=seq_len, tokens=tokens, seed=0)
     for _ in range(max(1, min(limit, stream.epoch_tokens) // tokens)):
         yield stream.next_batch()
+
+
+def flat(parts: Sequence[npt.NDArray[np.int64]]) -> Tensor:
+    """Arrays end to end as one tensor, [T] int64."""
+    return torch.from_numpy(np.concatenate(parts))
 
 
 def _piece_table(sources: Sequence[tuple[TokenFolder, float]], seq_len: int) -> npt.NDArray[np.int64]:

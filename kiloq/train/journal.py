@@ -13,8 +13,8 @@ class Journal:
     Lines after `step` are dropped first: they belong to a run that was killed before it saved.
     """
 
-    def __init__(self, folder: Path, *, step: int, quiet: bool = False) -> None:
-        self.path, self.quiet = folder / "log.jsonl", quiet
+    def __init__(self, folder: Path, *, step: int) -> None:
+        self.path = folder / "log.jsonl"
         self.path.touch()
         lines = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
         unfinished = self.path.with_suffix(".tmp")
@@ -31,10 +31,15 @@ class Journal:
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
 
+    def note(self, step: int, text: str) -> None:
+        """Something about the run that is worth keeping, told and recorded."""
+        self.file.write(json.dumps({"step": step, "note": text}, ensure_ascii=False) + "\n")
+        self.file.flush()
+        self.say(text)
+
     def say(self, text: str) -> None:
         """One line for people."""
-        if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+        print(text, file=sys.stderr, flush=True)
 
     def __enter__(self) -> "Journal":
         return self
@@ -59,4 +64,4 @@ def _tensorboard(folder: Path, step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)

@@ -1,5 +1,6 @@
 """The optimiser: which weights decay, how fast all of them move, and how far one step may go. Knows no data."""
 
+import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,10 +13,13 @@ from kiloq.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW (arXiv 1711.05101) under a warm-up and a cosine that ends at `floor` times the peak."""
+    """AdamW (arXiv 1711.05101) under a warm-up and a cosine that ends at `floor` times the peak.
 
-    steps: int
+    `steps` 0 means as many as the recipe's `epochs` take.
+    """
+
     lr: float
+    steps: int = 0
     warmup_steps: int = 100
     floor: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
@@ -24,13 +28,27 @@ class OptimConfig:
     clip: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.lr <= 0 or self.clip <= 0:
-            raise ConfigError(f"steps {self.steps}, lr {self.lr} and clip {self.clip} must all be above zero.")
+        if self.steps < 0 or self.lr <= 0 or self.clip <= 0:
+            raise ConfigError(
+                f"optim has steps {self.steps}, lr {self.lr} and clip {self.clip}; lr and clip must be above zero, "
+                "steps zero or more."
+            )
+
+
+def with_steps(config: OptimConfig, epochs: float, *, epoch_tokens: int, step_tokens: int) -> OptimConfig:
+    """The configuration with its number of steps, counted from epochs where it is left open."""
+    if config.steps:
+        return config
+    steps = math.ceil(epochs * epoch_tokens / step_tokens)
+    if steps < 1:
+        raise ConfigError(f"epochs is {epochs}; it must be above zero where optim.steps is not set.")
+    return dataclasses.replace(config, steps=steps)
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW whose decay touches only matrices that multiply; embeddings, norms and biases keep their size."""
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             # An embedding row moves only when its token occurs; decay would shrink rare tokens to nothing.

@@ -1,20 +1,24 @@
 """Pre-training: text files and a model's shape in, a base checkpoint in Qwen v1 layout out."""
 
+import json
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from kiloq.checkpoint import GenerationDefaults, save_checkpoint
-from kiloq.errors import ConfigError
+from kiloq.checkpoint import GenerationDefaults
+from kiloq.errors import ConfigError, DataError
 from kiloq.model import ModelConfig, RopeConfig, Transformer
 from kiloq.tokenizer import Tokenizer
 from kiloq.tokenizer.train import read_texts
 
 from .data import PackedBatches, TokenFolder, held_out_batches, write_tokens
-from .optim import OptimConfig
+from .optim import OptimConfig, with_steps
 from .recipe import to_toml
+from .run_folder import claim_folder, export
 from .trainer import BatchConfig, LoopConfig, Outcome, Trainer
 
 
@@ -39,8 +43,8 @@ class ShapeConfig:
 class TextSource:
     """Documents to learn from: .jsonl[.gz] rows with "text", a .txt[.gz] as one document, or a folder of tokens.
 
-    `repeat` is how often one epoch sees them (0.5: every other piece). Every `holdout_every`-th document is kept for
-    evaluation, under the name `group` (or the source's own).
+    `repeat` is how often one epoch sees them (0.5: every other piece). Every `holdout_every`-th document (1: all)
+    is kept for evaluation, under the name `group` (or the source's own).
     """
 
     name: str
@@ -52,11 +56,12 @@ class TextSource:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """A whole pre-training run; `out` is the run's folder, relative to where the command is run."""
+    """A whole pre-training run; `out` is the run's folder. `epochs` counts where optim.steps is 0."""
 
     out: str
     tokenizer: str
     seed: int = 0
+    epochs: float = 1.0
     model: ShapeConfig = field(default_factory=ShapeConfig)
     data: tuple[TextSource, ...]
     batch: BatchConfig = field(default_factory=BatchConfig)
@@ -69,23 +74,32 @@ def pretrain(config: PretrainConfig) -> Outcome:
     folder = Path(config.out)
     tokenizer = Tokenizer.load(config.tokenizer)
     model_config = qwen1_config(config.model, tokenizer.size)
-    claim_folder(folder, to_toml(config))
-    trained, held = _token_folders(config, tokenizer, model_config.vocab_size)
+    changes = claim_folder(folder, to_toml(config))
+    trained, held = _token_folders(config, tokenizer)
     size = {"seq_len": config.batch.seq_len, "tokens": config.batch.tokens}
+    stream = PackedBatches(trained, seed=config.seed, **size)
+    optim = with_steps(
+        config.optim, config.epochs, epoch_tokens=stream.epoch_tokens, step_tokens=config.batch.step_tokens
+    )
     model = Transformer(model_config)
     model.init_weights(torch.Generator().manual_seed(config.seed))
     trainer = Trainer(
         model,
-        PackedBatches(trained, seed=config.seed, **size),
+        stream,
         folder=folder,
         batch=config.batch,
-        optim=config.optim,
+        optim=optim,
         loop=config.loop,
         held={n: partial(held_out_batches, f, limit=config.loop.eval_tokens, **size) for n, f in held.items()},
+        notes=[f"{model_config.num_parameters:,} parameters, {stream.epoch_tokens:,} tokens an epoch", *changes],
     )
     outcome = trainer.run()
     if outcome == "finished":
-        export(folder / "model", model, tokenizer, chat=False)
+        end = tokenizer.end_of_text_id
+        generation = GenerationDefaults(
+            stop_ids=(end,), pad_id=end, chat_format="raw", max_window=model_config.max_length
+        )
+        export(folder / "model", model, tokenizer, generation)
     return outcome
 
 
@@ -117,59 +131,47 @@ def qwen1_config(shape: ShapeConfig, tokens: int) -> ModelConfig:
     )
 
 
-def claim_folder(folder: Path, recipe: str) -> None:
-    """Put the whole recipe in the run's folder; refuse a folder that holds another run."""
-    path = folder / "recipe.toml"
-    if path.exists():
-        before = path.read_text(encoding="utf-8").splitlines()
-        fixed = [line for line in recipe.splitlines() if line not in before and not _may_change(line)]
-        if fixed and (folder / "state.pt").exists():
-            raise ConfigError(
-                f"{folder} holds a run with other settings ({fixed[0]} is new). Use another out folder, or remove it."
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(recipe, encoding="utf-8")
-
-
-def export(folder: Path, model: Transformer, tokenizer: Tokenizer, *, chat: bool) -> None:
-    """Write the trained weights as a checkpoint that kiloq and the first Qwen's readers load."""
-    end = tokenizer.end_of_text_id
-    defaults = GenerationDefaults(
-        stop_ids=(tokenizer.im_end_id, tokenizer.im_start_id) if chat else (end,),
-        pad_id=end,
-        chat_format="chatml" if chat else "raw",
-        max_window=model.config.max_length,
-    )
-    state = {name: tensor.detach().cpu().to(torch.bfloat16) for name, tensor in model.state_dict().items()}
-    save_checkpoint(folder, model_state=state, config=model.config, tokenizer=tokenizer, generation=defaults)
-
-
-def _may_change(line: str) -> bool:
-    name = line.partition("=")[0].strip()
-    return name in ("max_minutes", "log_every", "eval_every", "eval_tokens", "save_every", "steps", "lr", "floor")
-
-
 def _token_folders(
-    config: PretrainConfig, tokenizer: Tokenizer, vocab_size: int
+    config: PretrainConfig, tokenizer: Tokenizer
 ) -> tuple[list[tuple[TokenFolder, float]], dict[str, list[TokenFolder]]]:
-    """Token folders of all sources, made once in the run's folder: (folder, repeat) to train on, and held-out ones."""
+    """(token folder, repeat) of all sources to train on, and the held-out folders of each group."""
     trained: list[tuple[TokenFolder, float]] = []
-    groups: dict[str, list[TokenFolder]] = {}
-    root = Path(config.out) / "tokens"
+    held: dict[str, list[TokenFolder]] = {}
     for source in config.data:
-        path = Path(source.path)
-        if (path / "tokens.npy").exists():
-            trained.append((TokenFolder(path), source.repeat))
-            continue
-        folder = root / source.name
-        if not (folder / "starts.npy").exists():
-            documents = [[*tokenizer.encode(text), tokenizer.end_of_text_id] for text in read_texts([path])]
-            held = documents[:: source.holdout_every] if source.holdout_every else []
-            kept = [d for i, d in enumerate(documents) if not source.holdout_every or i % source.holdout_every]
-            if held:
-                write_tokens(folder / "held", held, vocab_size)
-            write_tokens(folder, kept, vocab_size)
-        trained.append((TokenFolder(folder), source.repeat))
+        folder = Path(source.path)
+        if not (folder / "tokens.npy").exists():
+            folder = Path(config.out) / "tokens" / source.name
+            _tokenize(source, tokenizer, folder)
+        if source.holdout_every != 1:
+            trained.append((TokenFolder(folder), source.repeat))
         if source.holdout_every:
-            groups.setdefault(source.group or source.name, []).append(TokenFolder(folder / "held"))
-    return trained, groups
+            held.setdefault(source.group or source.name, []).append(TokenFolder(folder / "held"))
+    return trained, held
+
+
+def _tokenize(source: TextSource, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the source as token folders, one to train on and one held out, unless they are there already."""
+    path = Path(source.path)
+    try:
+        stamp = [
+            str(path.resolve()),
+            path.stat().st_size,
+            path.stat().st_mtime_ns,
+            source.holdout_every,
+            tokenizer.size,
+        ]
+    except OSError as error:
+        raise DataError(f"data source {source.name}: {path} cannot be read: {error.strerror}.") from error
+    made = folder / "made_from.json"
+    if made.exists() and json.loads(made.read_text(encoding="utf-8")) == stamp:
+        return
+    kept: list[npt.NDArray[np.uint32]] = []
+    held: list[npt.NDArray[np.uint32]] = []
+    for number, text in enumerate(read_texts([path])):
+        out = held if source.holdout_every and number % source.holdout_every == 0 else kept
+        out.append(np.array([*tokenizer.encode(text), tokenizer.end_of_text_id], dtype=np.uint32))
+    if source.holdout_every != 1:
+        write_tokens(folder, kept, tokenizer.size)
+    if source.holdout_every:
+        write_tokens(folder / "held", held, tokenizer.size)
+    made.write_text(json.dumps(stamp), encoding="utf-8")

@@ -1,11 +1,13 @@
 """The one training loop: batches in, a trained model and a saved run out. Knows no text, recipe or file format."""
 
+import importlib.util
 import math
+import shutil
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -20,6 +22,7 @@ from .journal import Journal
 from .losses import chunked_cross_entropy, softmax_loss
 from .optim import OptimConfig, clip_gradients, learning_rate, make_optimizer, set_learning_rate
 from .row_attend import RowAttend
+from .run_folder import STATE_FILE
 from .state import Progress, load_state, save_state
 
 Outcome = Literal["finished", "paused"]
@@ -40,6 +43,11 @@ class BatchConfig:
                 "so tokens must be a multiple of seq_len, and accumulate at least 1."
             )
 
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of one optimiser step."""
+        return self.tokens * self.accumulate
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
@@ -47,7 +55,7 @@ class LoopConfig:
 
     device: str = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    compile: bool = True
+    compile: Literal["auto", "on", "off"] = "auto"
     checkpointing: bool = False
     log_every: int = 10
     eval_every: int = 250
@@ -81,6 +89,7 @@ class Trainer:
         optim: OptimConfig,
         loop: LoopConfig,
         held: Held | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         self.device = choose_device(loop.device)
         self.dtype = choose_precision(loop.precision, self.device)
@@ -89,16 +98,19 @@ class Trainer:
         self.batches, self.folder, self.held = batches, folder, held or {}
         self.batch, self.optim, self.loop = batch, optim, loop
         self.optimizer = make_optimizer(model, optim)
+        self.notes = notes  # told at the start and kept in the log
         self.progress = Progress()
+        self.logged = Progress()  # where the last log line stood
+        self.stop_asked = False
+        self.compiled = loop.compile == "on" or (loop.compile == "auto" and can_compile(self.device))
         self.hidden, self.chunk_loss = model.forward, softmax_loss
-        if loop.compile:
+        if self.compiled:
             self.hidden = torch.compile(model.forward, dynamic=False)
             self.chunk_loss = torch.compile(softmax_loss, dynamic=False)
-        self.stop_asked = False
 
     @property
     def state_path(self) -> Path:
-        return self.folder / "state.pt"
+        return self.folder / STATE_FILE
 
     def run(self) -> Outcome:
         """Train until the last step, the time limit or a signal; the state is saved whichever comes first."""
@@ -107,8 +119,11 @@ class Trainer:
         if saved is not None:
             self.progress, stream = saved
             self.batches.restore(stream)
+        self.logged = replace(self.progress)
         started = time.monotonic()
         with Journal(self.folder, step=self.progress.step) as journal, self._stopping_on_signals():
+            for note in self.notes:
+                journal.note(self.progress.step, note)
             while self.progress.step < self.optim.steps:
                 self._step(journal)
                 minutes = (time.monotonic() - started) / 60
@@ -166,11 +181,10 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.progress.step = step = step + 1
-        self.progress.tokens += self.batch.tokens * self.batch.accumulate
-        elapsed = time.monotonic() - began
-        self.progress.seconds += elapsed
-        if step % loop.log_every == 0 or step == 1:
-            self._log(journal, loss=loss, lr=rate, grad_norm=norm, seconds=elapsed)
+        self.progress.tokens += self.batch.step_tokens
+        self.progress.seconds += time.monotonic() - began
+        if step % loop.log_every == 0 or step in (1, self.optim.steps):
+            self._log(journal, loss=loss, lr=rate, grad_norm=norm)
         if self.held and (step % loop.eval_every == 0 or step == self.optim.steps):
             losses = self.evaluate()
             journal.write(step, {f"eval/{name}": value for name, value in losses.items()})
@@ -187,14 +201,15 @@ class Trainer:
             seq_len=self.batch.seq_len,
             dtype=self.dtype,
             device=self.device,
-            block=256 if self.loop.compile and self.device == "cpu" else None,
+            block=256 if self.compiled and self.device == "cpu" else None,
         )
         with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
             hidden = self.hidden(ids, self.model.rotation(positions), attend).to(self.dtype)
         return chunked_cross_entropy(hidden, head_weight(self.model), targets, chunk_loss=self.chunk_loss)
 
-    def _log(self, journal: Journal, *, loss: float, lr: float, grad_norm: float, seconds: float) -> None:
-        speed = self.batch.tokens * self.batch.accumulate / seconds
+    def _log(self, journal: Journal, *, loss: float, lr: float, grad_norm: float) -> None:
+        speed = (self.progress.tokens - self.logged.tokens) / (self.progress.seconds - self.logged.seconds)
+        self.logged = replace(self.progress)
         journal.write(
             self.progress.step,
             {
@@ -212,7 +227,7 @@ class Trainer:
         )
 
     @contextmanager
-    def _stopping_on_signals(self) -> Any:
+    def _stopping_on_signals(self) -> Iterator[None]:
         def ask(number: int, frame: object) -> None:
             self.stop_asked = True
 
@@ -236,6 +251,13 @@ def head_weight(model: Transformer) -> Tensor:
 def choose_device(name: str) -> str:
     """The device of a run: "auto" takes the GPU where there is one."""
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def can_compile(device: str) -> bool:
+    """True where torch.compile has what it needs: a C++ compiler, or Triton for a GPU."""
+    if device == "cpu":
+        return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+    return importlib.util.find_spec("triton") is not None
 
 
 def choose_precision(name: str, device: str) -> torch.dtype:

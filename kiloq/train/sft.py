@@ -1,0 +1,117 @@
+"""Supervised fine-tuning: conversations and a checkpoint in, a checkpoint that answers out."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from kiloq.chat import chat_format_for
+from kiloq.checkpoint import Checkpoint, GenerationDefaults, load_model, open_checkpoint
+from kiloq.errors import DataError
+
+from .conversations import read_conversations, refuse_faults
+from .data import Batch
+from .optim import OptimConfig, with_steps
+from .recipe import to_toml
+from .run_folder import claim_folder, export
+from .samples import Long, Mask, PackedSamples, Sample, Samples
+from .trainer import BatchConfig, LoopConfig, Outcome, Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatSource:
+    """A file of conversations; an epoch sees each `repeat` times (0.5: another half every epoch)."""
+
+    path: str
+    repeat: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """A file of conversations that is only scored, under `name` in the log."""
+
+    name: str
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftConfig:
+    """A whole fine-tuning run. `optim.steps` 0 means as many as `epochs` passes over the data take.
+
+    `mask` "assistant" trains answers and the token that ends them; "qwen1" is the published v1 script's mask, which
+    trains every role's control tokens too. `long` says what becomes of conversations beyond batch.seq_len: "cut" after
+    the last answer that fits, "drop", or "error".
+    """
+
+    out: str
+    model: str
+    seed: int = 0
+    data: tuple[ChatSource, ...]
+    held: tuple[HeldOut, ...] = ()
+    mask: Mask = "assistant"
+    long: Long = "cut"
+    epochs: float = 3.0
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optim: OptimConfig
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+
+def sft(config: SftConfig) -> Outcome:
+    """Fine-tune `config.model`, or go on where the run in `config.out` stopped; export when the last step is done."""
+    folder = Path(config.out)
+    checkpoint = open_checkpoint(config.model)
+    fmt = chat_format_for(checkpoint.config.family, checkpoint.folder)
+    make = partial(Samples, checkpoint.tokenizer, fmt, seq_len=config.batch.seq_len, mask=config.mask, long=config.long)
+    samples = make()
+    sources = [(_read(samples, source.path), source.repeat) for source in config.data]
+    pack = partial(PackedSamples, seq_len=config.batch.seq_len, tokens=config.batch.tokens, seed=config.seed)
+    stream = pack(sources, filler=checkpoint.tokenizer.end_of_text_id)
+    held = {one.name: pack([(_read(make(), one.path), 1.0)], filler=stream.filler) for one in config.held}
+    optim = with_steps(
+        config.optim,
+        config.epochs,
+        epoch_tokens=len(stream) * config.batch.seq_len,
+        step_tokens=config.batch.step_tokens,
+    )
+    changes = claim_folder(folder, to_toml(config))
+    model = load_model(checkpoint, dtype=torch.float32)
+    trainer = Trainer(
+        model,
+        stream,
+        folder=folder,
+        batch=config.batch,
+        optim=optim,
+        loop=config.loop,
+        held={name: partial(_one_pass, packed, config.loop.eval_tokens) for name, packed in held.items()},
+        notes=[f"{samples.tally}; {len(stream):,} rows of an epoch {100 * stream.filled:.1f} % full", *changes],
+    )
+    outcome = trainer.run()
+    if outcome == "finished":
+        export(folder / "model", model, checkpoint.tokenizer, _answering(checkpoint))
+    return outcome
+
+
+def _answering(checkpoint: Checkpoint) -> GenerationDefaults:
+    """The checkpoint's sampling, as a chat model's: an answer ends where the trained end token stands."""
+    tokenizer = checkpoint.tokenizer
+    stops = (tokenizer.im_end_id, tokenizer.im_start_id, *checkpoint.generation.stop_ids)
+    return dataclasses.replace(checkpoint.generation, chat_format="chatml", stop_ids=tuple(dict.fromkeys(stops)))
+
+
+def _read(samples: Samples, path: str) -> list[Sample]:
+    conversations, faults = read_conversations(Path(path))
+    refuse_faults(Path(path), faults)
+    if not conversations:
+        raise DataError(f"{path} holds no conversations.")
+    return samples.read(conversations)
+
+
+def _one_pass(packed: PackedSamples, limit: int) -> Iterator[Batch]:
+    """About `limit` tokens, always the same ones."""
+    packed.restore({"epoch": 0, "index": 0, "fingerprint": packed.fingerprint})
+    size = packed.rows * packed.seq_len
+    for _ in range(max(1, min(limit, len(packed) * packed.seq_len) // size)):
+        yield packed.next_batch()
