@@ -1,0 +1,86 @@
+"""Drills: short tables of facts as a school book prints them, for pre-training."""
+
+import random
+
+from minigen.exchange import Exchange
+from minigen.numbers import OPERATIONS, SIGNS, compute, operands
+from minigen.templates import LANGUAGES, phrases, pick, rows
+from minigen.words import COLUMN, group_name, join, members
+
+
+def drill(rng: random.Random, lang: str) -> str:
+    """One page of one kind of drill."""
+    return rng.choice((sums, sums, table, capitals, vocabulary, vocabulary, sentences, opposites, groups, counting))(
+        rng, lang
+    )
+
+
+def sums(rng: random.Random, lang: str) -> str:
+    """Calculations of the training side, one a line."""
+    lines: list[str] = []
+    while len(lines) < rng.randint(8, 20):
+        operation = rng.choice(OPERATIONS)
+        a, b = operands(rng, operation)
+        result = str(compute(operation, a, b))
+        if not Exchange(topic="", user="", answer="", key=f"{operation}:{a}:{b}", expect=result).heldout:
+            lines.append(f"{a} {SIGNS[operation]} {b} = {result}")
+    return "\n".join(lines)
+
+
+def table(rng: random.Random, lang: str) -> str:
+    """A multiplication table."""
+    n = rng.randint(1, 12)
+    products = [(m, n * m) for m in range(1, 13)]
+    known = [
+        f"{n} × {m} = {p}"
+        for m, p in products
+        if not Exchange(topic="", user="", answer="", key=f"multiply:{n}:{m}", expect=str(p)).heldout
+    ]
+    return "\n".join(known)
+
+
+def capitals(rng: random.Random, lang: str) -> str:
+    """Countries and their capitals in sentences."""
+    offset = LANGUAGES.index(lang)
+    chosen = rng.sample(rows("capitals"), rng.randint(4, 10))
+    ask = phrases(f"ask_{lang}")["capital_answer"][:2]
+    lines = [pick(rng, ask, country=r[offset], capital=r[offset + 3]) for r in chosen]
+    return "\n".join(line[:1].upper() + line[1:] for line in lines)
+
+
+def vocabulary(rng: random.Random, lang: str) -> str:
+    """Words in the three languages, the page's own language first."""
+    group = rng.choice(rows("words"))[0]
+    chosen = [r for r in rows("words") if r[0] == group]
+    order = [lang, *rng.sample([x for x in LANGUAGES if x != lang], 2)]
+    rng.shuffle(chosen)
+    return "\n".join(" = ".join(r[COLUMN[x]] for x in order) for r in chosen[: rng.randint(6, 16)])
+
+
+def sentences(rng: random.Random, lang: str) -> str:
+    """Short phrases in the three languages."""
+    order = [lang, *rng.sample([x for x in LANGUAGES if x != lang], 2)]
+    chosen = rng.sample(rows("phrases"), rng.randint(5, 10))
+    return "\n".join(" = ".join(r[LANGUAGES.index(x)] for x in order) for r in chosen)
+
+
+def opposites(rng: random.Random, lang: str) -> str:
+    """Words and their opposites."""
+    offset = 2 * LANGUAGES.index(lang)
+    chosen = rng.sample(rows("opposites"), rng.randint(6, 12))
+    return "\n".join(" - ".join(rng.sample([r[offset], r[offset + 1]], 2)) for r in chosen)
+
+
+def groups(rng: random.Random, lang: str) -> str:
+    """What belongs to a group."""
+    lines = []
+    for row in rng.sample(rows("groups"), 4):
+        shown = rng.sample(members(row[0], lang), 5)
+        lines.append(f"{group_name(row[0], lang, many=True)}: {join(shown, lang)}")
+    return "\n".join(lines)
+
+
+def counting(rng: random.Random, lang: str) -> str:
+    """Counting in steps."""
+    start, step = rng.randint(0, 50), rng.choice((1, 1, 1, 2, 3, 5, 10))
+    return ", ".join(str(start + i * step) for i in range(rng.randint(8, 20)))

@@ -1,0 +1,152 @@
+"""Questions with numbers: the four operations, counting, comparing, units, days and months."""
+
+import random
+
+from minigen.exchange import Exchange
+from minigen.templates import phrases, pick
+
+OPERATIONS = ("add", "subtract", "multiply", "divide")
+SIGNS = {"add": "+", "subtract": "-", "multiply": "×", "divide": "÷"}
+
+
+def compute(operation: str, a: int, b: int) -> int:
+    """The exact result of one of the four operations."""
+    if operation == "divide":
+        assert a % b == 0, (a, b)
+        return a // b
+    return {"add": a + b, "subtract": a - b, "multiply": a * b}[operation]
+
+
+def operands(rng: random.Random, operation: str) -> tuple[int, int]:
+    """Two numbers inside the world of the model: sums and differences up to 100, the tables up to 12."""
+    if operation == "add":
+        a = rng.randint(0, 99)
+        return a, rng.randint(0, 100 - a if rng.random() < 0.8 else 99)
+    if operation == "subtract":
+        a = rng.randint(1, 100)
+        return a, rng.randint(0, a)
+    a, b = rng.randint(1, 12), rng.randint(1, 12)
+    return (a, b) if operation == "multiply" else (a * b, b)
+
+
+def arithmetic(rng: random.Random, lang: str) -> Exchange:
+    """A bare calculation or one asked in words."""
+    operation = rng.choice(OPERATIONS)
+    a, b = operands(rng, operation)
+    result, words = compute(operation, a, b), phrases(f"ask_{lang}")
+    user = pick(rng, words[operation] + words["calculate"], a=a, b=b, formula=formula(rng, operation, a, b))
+    answer = pick(rng, words["result"], formula=f"{a} {SIGNS[operation]} {b}", result=result)
+    key = f"{operation}:{a}:{b}"
+    return Exchange(topic="arithmetic", user=user, answer=answer, key=key, expect=str(result), value=str(result))
+
+
+def formula(rng: random.Random, operation: str, a: int, b: int) -> str:
+    """The calculation as people type it."""
+    sign = {"multiply": rng.choice("×*x"), "divide": rng.choice("÷/")}.get(operation, SIGNS[operation])
+    space = rng.choice((" ", " ", ""))
+    return f"{a}{space}{sign}{space}{b}"
+
+
+def word_problem(rng: random.Random, lang: str) -> Exchange:
+    """A short story with a sum or a difference."""
+    operation = rng.choice(("add", "subtract"))
+    a = rng.randint(2, 30)
+    b = rng.randint(1, a - 1) if operation == "subtract" else rng.randint(1, 30)
+    words, result = phrases(f"ask_{lang}"), compute(operation, a, b)
+    name, thing = rng.choice(words["names"]), rng.choice(words["countable"])
+    user = pick(rng, words[f"problem_{operation}"], a=a, b=b, name=name, thing=thing)
+    text = f"{a} {SIGNS[operation]} {b} = {result}"
+    answer = pick(rng, words["problem_answer"], formula=text, result=result, name=name, thing=thing)
+    return Exchange(topic="word_problem", user=user, answer=answer, key=f"{operation}:{a}:{b}", expect=str(result))
+
+
+def counting(rng: random.Random, lang: str) -> Exchange:
+    """Counting up, down or in steps, and the number before or after another."""
+    words, kind = phrases(f"ask_{lang}"), rng.choice(("up", "down", "next", "before", "even", "odd", "sequence"))
+    n = rng.randint(1, 99)
+    if kind in ("next", "before"):
+        result = n + 1 if kind == "next" else n - 1
+        answer = pick(rng, words[f"{kind}_answer"], n=n, result=result)
+        user = pick(rng, words[kind], n=n)
+        return Exchange(
+            topic="counting", user=user, answer=answer, key=f"{kind}:{n}", expect=str(result), value=str(result)
+        )
+    if kind == "sequence":
+        step, start = rng.choice((1, 2, 3, 5, 10)), rng.randint(0, 40)
+        shown = ", ".join(str(start + i * step) for i in range(4))
+        result = start + 4 * step
+        answer = pick(rng, words["sequence_answer"], result=result)
+        user = pick(rng, words["sequence"], shown=shown)
+        return Exchange(topic="counting", user=user, answer=answer, key=f"sequence:{start}:{step}", expect=str(result))
+    start, count = rng.choice((1, 1, 1, rng.randint(2, 40))), rng.randint(3, 10)
+    if kind in ("even", "odd"):
+        last = rng.choice((10, 20))
+        series = list(range(2 if kind == "even" else 1, last + 1, 2))
+        user = pick(rng, words[kind], last=last)
+    else:
+        series = list(range(start, start + count))
+        series = series if kind == "up" else series[::-1]
+        user = pick(rng, words["count"], first=series[0], last=series[-1])
+    answer = ", ".join(map(str, series)) + pick(rng, words["stop"])
+    key = f"{kind}:{series[0]}:{series[-1]}"
+    return Exchange(topic="counting", user=user, answer=answer, key=key, expect=", ".join(map(str, series)))
+
+
+def comparing(rng: random.Random, lang: str) -> Exchange:
+    """Which of two numbers is larger or smaller; even or odd; the largest of three."""
+    words, kind = phrases(f"ask_{lang}"), rng.choice(("larger", "smaller", "parity", "largest", "smallest"))
+    numbers = rng.sample(range(1, 100), 3)
+    a, b, c = numbers
+    if kind == "parity":
+        side = "even" if a % 2 == 0 else "odd"
+        answer = pick(rng, words[f"is_{side}"], n=a)
+        return Exchange(
+            topic="comparing", user=pick(rng, words["parity"], n=a), answer=answer, key=f"parity:{a}", expect=answer
+        )
+    best = {"larger": max(a, b), "smaller": min(a, b), "largest": max(numbers), "smallest": min(numbers)}[kind]
+    other = a + b - best if kind in ("larger", "smaller") else 0
+    answer = pick(rng, words[f"{kind}_answer"], result=best, other=other)
+    user = pick(rng, words[kind], a=a, b=b, c=c)
+    return Exchange(
+        topic="comparing", user=user, answer=answer, key=f"{kind}:{a}:{b}", expect=str(best), value=str(best)
+    )
+
+
+def units(rng: random.Random, lang: str) -> Exchange:
+    """Whole-number conversions such as metres to centimetres."""
+    words = phrases(f"ask_{lang}")
+    large, small, factor = rng.choice(words["units"]).split(",")
+    n = rng.randint(1, 12)
+    source, target, given, value = large, small, n, n * int(factor)
+    if rng.random() < 0.25:
+        source, target, given, value = small, large, value, n
+    shown, result = quantity(given, source, lang), quantity(value, target, lang)
+    user = pick(rng, words["convert"], n=given, source=source, target=target, shown=shown)
+    answer = pick(rng, words["convert_answer"], shown=shown, result=result)
+    if lang == "ko":
+        user, answer = user.replace("몇 일", "며칠"), answer.replace("몇 일", "며칠")
+    return Exchange(topic="units", user=user, answer=answer, key=f"{given}:{source}:{target}", expect=str(value))
+
+
+def quantity(value: int, unit: str, lang: str) -> str:
+    """A number with its unit, as the language writes it."""
+    if lang != "en":
+        return f"{value}{unit}"
+    return f"{value} {singular(unit) if value == 1 else unit}"
+
+
+def singular(unit: str) -> str:
+    """An English unit for one of it."""
+    return {"feet": "foot", "inches": "inch", "centuries": "century"}.get(unit, unit.removesuffix("s"))
+
+
+def calendar(rng: random.Random, lang: str) -> Exchange:
+    """Days of the week and months: next, before, order, how many."""
+    words = phrases(f"ask_{lang}")
+    kind = rng.choice(("day", "month"))
+    names, direction = words[f"{kind}s"], rng.choice(("after", "before"))
+    index = rng.randrange(len(names))
+    result = names[(index + (1 if direction == "after" else -1)) % len(names)]
+    user = pick(rng, words[f"{kind}_{direction}"], name=names[index])
+    answer = pick(rng, words[f"{kind}_{direction}_answer"], name=names[index], result=result)
+    return Exchange(topic="calendar", user=user, answer=answer, expect=result, value=result)

@@ -1,0 +1,150 @@
+"""Tool calls in the ReAct form of the first Qwen chat models; kiloq's own chat code writes the text of it."""
+
+import json
+import random
+
+from kiloq.chat import parse_messages, parse_tools
+from kiloq.chat.react import compose
+from minigen import numbers, words
+from minigen.exchange import Message, Sample
+from minigen.templates import LANGUAGES, phrases, pick, rows, talk_section
+from minigen.words import COLUMN
+
+Call = tuple[str, dict[str, object], str, str]  # question, arguments, observation, final answer
+
+
+def react(rng: random.Random, lang: str) -> Sample:
+    """A question with tools at hand: a call, a call that is answered, or an answer without any call."""
+    text = phrases(f"tools_{lang}")
+    names = rng.sample(sorted(CALLS), rng.choices((1, 2, 3), (40, 42, 18))[0])
+    kind = rng.choices(("call", "answered", "direct"), (45, 38, 17))[0]
+    used = names[0]
+    rng.shuffle(names)
+    tools = [tool(rng, lang, name) for name in names]
+    if kind == "direct":
+        question, answer = _direct(rng, lang)
+        messages: list[Message] = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        return Sample(topic="react/direct", lang=lang, messages=messages, tools=tools)
+    question, arguments, observation, final = CALLS[used](rng, lang)
+    function = {"name": used, "arguments": json.dumps(arguments, ensure_ascii=False)}
+    call = {"id": "call_0", "type": "function", "function": function}
+    thought = pick(rng, text["thought"], tool=used)
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": thought, "tool_calls": [call]}]
+    if kind == "answered":
+        messages.append({"role": "tool", "content": observation, "tool_call_id": "call_0"})
+        messages.append({"role": "assistant", "content": final})
+    return Sample(topic=f"react/{used}", lang=lang, messages=messages, tools=tools)
+
+
+def tool(rng: random.Random, lang: str, name: str) -> dict[str, object]:
+    """A tool's declaration: its description in the language of the question, or in English."""
+    description = rng.choice(phrases(f"tools_{rng.choice((lang, lang, 'en'))}")[f"{name}_description"])
+    properties = {parameter: {"type": "string"} for parameter in PARAMETERS[name]}
+    schema = {"type": "object", "properties": properties, "required": list(PARAMETERS[name])}
+    return {"type": "function", "function": {"name": name, "description": description, "parameters": schema}}
+
+
+def rendered(sample: Sample) -> list[tuple[str, str]]:
+    """(role, text) of each turn as kiloq's own v1 prompt writes it."""
+    messages, tools = parse_messages(sample.messages), parse_tools(sample.tools)
+    turns = compose(messages, tools, default_system=None, thinking="none")
+    return [(turn.role, "".join(part.text for part in turn.parts)) for turn in turns]
+
+
+def calculator(rng: random.Random, lang: str) -> Call:
+    """Numbers too large for the model itself."""
+    operation = rng.choice(("add", "subtract", "multiply"))
+    a, b = rng.randint(10, 9999), rng.randint(10, 999)
+    a, b = max(a, b), min(a, b)
+    sign = {"add": "+", "subtract": "-", "multiply": "*"}[operation]
+    result = numbers.compute(operation, a, b)
+    ask = phrases(f"ask_{lang}")
+    question = pick(rng, ask[operation][:2] + ask["calculate"], a=a, b=b, formula=f"{a} {sign} {b}")
+    final = pick(rng, ask["result"], formula=f"{a} {sign} {b}", result=result)
+    return question, {"expression": f"{a} {sign} {b}"}, str(result), final
+
+
+def weather(rng: random.Random, lang: str) -> Call:
+    """The weather of a city."""
+    text = phrases(f"tools_{lang}")
+    city = rng.choice(rows("capitals"))[COLUMN[lang] + 2]
+    sky, degrees = rng.choice(text["skies"]), rng.randint(-5, 35)
+    question = pick(rng, text["weather_ask"], city=city)
+    final = pick(rng, text["weather_final"], city=city, sky=sky, degrees=degrees)
+    observation = json.dumps({"city": city, "weather": sky, "temperature": degrees}, ensure_ascii=False)
+    return question, {"city": city}, observation, final
+
+
+def translate(rng: random.Random, lang: str) -> Call:
+    """A text into another language."""
+    entry = words.translatable(rng)
+    other = rng.choice([x for x in LANGUAGES if x != lang])
+    source, result = entry[LANGUAGES.index(lang)].rstrip("?？"), entry[LANGUAGES.index(other)]
+    ask = phrases(f"ask_{lang}")
+    target = ask[f"language_{other}"][0]
+    question = pick(rng, ask["translate"], word=source, target=target)
+    final = pick(rng, ask["translate_answer"], word=source, target=target, result=result)
+    return question, {"text": source, "target": target}, result, final
+
+
+def clock(rng: random.Random, lang: str) -> Call:
+    """The time in a city."""
+    text = phrases(f"tools_{lang}")
+    city = rng.choice(rows("capitals"))[COLUMN[lang] + 2]
+    time = f"{rng.randint(0, 23):02d}:{rng.randint(0, 59):02d}"
+    return (
+        pick(rng, text["clock_ask"], city=city),
+        {"city": city},
+        time,
+        pick(rng, text["clock_final"], city=city, time=time),
+    )
+
+
+def search(rng: random.Random, lang: str) -> Call:
+    """Something to look up."""
+    text = phrases(f"tools_{lang}")
+    query, found = rng.choice(text["searches"]).split("=")
+    return pick(rng, text["search_ask"], query=query), {"query": query}, found, found
+
+
+def alarm(rng: random.Random, lang: str) -> Call:
+    """An alarm at a time."""
+    text = phrases(f"tools_{lang}")
+    time = f"{rng.randint(5, 22):02d}:{rng.choice((0, 10, 15, 20, 30, 40, 45, 50)):02d}"
+    return pick(rng, text["alarm_ask"], time=time), {"time": time}, "OK", pick(rng, text["alarm_final"], time=time)
+
+
+def message(rng: random.Random, lang: str) -> Call:
+    """A message to somebody."""
+    text = phrases(f"tools_{lang}")
+    name = rng.choice(phrases(f"ask_{lang}")["names"])
+    content = rng.choice(text["contents"])
+    question = pick(rng, text["message_ask"], name=name, content=content)
+    return question, {"to": name, "content": content}, "OK", pick(rng, text["message_final"], name=name)
+
+
+CALLS = {
+    "calculator": calculator,
+    "get_weather": weather,
+    "translate": translate,
+    "get_time": clock,
+    "search": search,
+    "set_alarm": alarm,
+    "send_message": message,
+}
+PARAMETERS = {
+    "calculator": ("expression",),
+    "get_weather": ("city",),
+    "translate": ("text", "target"),
+    "get_time": ("city",),
+    "search": ("query",),
+    "set_alarm": ("time",),
+    "send_message": ("to", "content"),
+}
+
+
+def _direct(rng: random.Random, lang: str) -> tuple[str, str]:
+    """Small talk that needs no tool."""
+    section = rng.choice(("greeting", "thanks", "who", "name", "how_are_you", "bye", "praise", "joke", "ability"))
+    ask, answer = talk_section(lang, section)
+    return pick(rng, ask), pick(rng, answer)
