@@ -58,8 +58,11 @@ class Samples:
         self.tally = Tally()
 
     def read(self, conversations: Iterable[Conversation]) -> list[Sample]:
-        """Samples of all conversations; `tally` counts what was cut and dropped."""
-        return [sample for one in conversations if (sample := self._sample(one)) is not None]
+        """Samples of all conversations; `tally` counts what was cut and dropped. DataError if nothing is left."""
+        samples = [sample for one in conversations if (sample := self._sample(one)) is not None]
+        if not samples:
+            raise DataError(f"no token would be trained: {self.tally}. Raise batch.seq_len ({self.seq_len:,}).")
+        return samples
 
     def render(self, conversation: Conversation, rounds: int | None = None) -> Rendered:
         """Ids and mask of the first `rounds` rounds, up to an assistant's turn."""
@@ -86,8 +89,7 @@ class Samples:
         ids = np.asarray(rendered.ids, dtype=np.int64)
         following = np.append(np.where(rendered.trained, ids, IGNORE)[1:], IGNORE)
         trained = int((following != IGNORE).sum())
-        if not trained:
-            raise DataError(f"{conversation.where}: no token would be trained.")
+        assert trained, conversation.where  # each has an assistant turn, whose end token is trained
         self.tally.kept += 1
         self.tally.tokens += len(ids)
         self.tally.trained += trained

@@ -1,0 +1,45 @@
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import torch
+
+from kiloq.errors import ConfigError
+from kiloq.model import Transformer
+from kiloq.train.optim import OptimConfig, clip_gradients, learning_rate, make_optimizer, with_steps
+
+
+def test_decay_shrinks_matrices_and_nothing_else(make_model: Callable[..., Transformer]) -> None:
+    model = make_model()
+    for parameter in model.parameters():
+        parameter.data.fill_(1.0)
+        parameter.grad = torch.zeros_like(parameter)
+    make_optimizer(model, OptimConfig(lr=0.5, weight_decay=0.1)).step()
+    shrunk = {name for name, parameter in model.named_parameters() if bool((parameter < 1).all())}
+    matrices = ("qkv.weight", "out.weight", "gate_up.weight", "down.weight", "head.weight")
+    assert shrunk == {name for name, _ in model.named_parameters() if name.endswith(matrices)}
+
+
+def test_the_rate_warms_up_peaks_and_falls_to_the_floor() -> None:
+    config = OptimConfig(lr=1.0, steps=110, warmup_steps=10, floor=0.1)
+    rates = [learning_rate(config, step) for step in range(111)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[10] == 1.0
+    assert rates[60] == pytest.approx(0.55)
+    assert rates[110] == pytest.approx(0.1)
+    assert all(b <= a for a, b in pairwise(rates[10:]))
+
+
+def test_clipping_scales_the_joint_norm_and_tells_the_one_before() -> None:
+    weights = [torch.zeros(2, requires_grad=True), torch.zeros(1, requires_grad=True)]
+    weights[0].grad, weights[1].grad = torch.tensor([3.0, 0.0]), torch.tensor([4.0])
+    assert clip_gradients(weights, 1.0) == pytest.approx(5.0)
+    assert clip_gradients(weights, 10.0) == pytest.approx(1.0)
+
+
+def test_steps_left_open_are_counted_from_epochs() -> None:
+    config = OptimConfig(lr=1.0)
+    assert with_steps(config, 2.0, epoch_tokens=1050, step_tokens=100).steps == 21
+    assert with_steps(OptimConfig(lr=1.0, steps=5), 2.0, epoch_tokens=1050, step_tokens=100).steps == 5
+    with pytest.raises(ConfigError, match="epochs is 0"):
+        with_steps(config, 0.0, epoch_tokens=1050, step_tokens=100)
