@@ -332,7 +332,7 @@ def test_code_beside_the_weights_is_never_imported(write: Write) -> None:
 
 
 MEASURE = """
-import sys
+import os, sys
 from pathlib import Path
 from kiloq.checkpoint import load_model, open_checkpoint
 from kiloq.checkpoint.reader import empty_model
@@ -344,11 +344,13 @@ for folder in sys.argv[1:]:
     checkpoint = open_checkpoint(folder)
     empty_model(checkpoint.config)  # what torch loads at its first use is not the reader's
     for dtype in "auto", "bfloat16":
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        before = memory("VmRSS")
-        model = load_model(checkpoint, dtype=dtype)
-        print(memory("VmHWM") - before, sum(p.nbytes for p in model.parameters()))
-        del model
+        if os.fork() == 0:  # each load in a fresh child, so that none finds memory which another left behind
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+            before = memory("VmRSS")
+            model = load_model(checkpoint, dtype=dtype)
+            print(memory("VmHWM") - before, sum(p.nbytes for p in model.parameters()), flush=True)
+            os._exit(0)
+        os.wait()
 """
 
 
@@ -361,8 +363,16 @@ def test_peak_memory_is_the_model_and_one_tensor(write: Write) -> None:
     shutil.copytree(folder, old)
     as_bin(old)
     largest = 4 * 4096 * 512
-    done = subprocess.run([sys.executable, "-c", MEASURE, folder, old], capture_output=True, text=True, check=True)
-    for line in done.stdout.splitlines():
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, folder, old],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},  # threads do not survive a fork
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 4, done.stderr
+    for line in lines:
         grown, model_bytes = map(int, line.split())
         assert model_bytes <= grown + 2**20, "the measurement does not see the model"
-        assert grown <= model_bytes + largest + 8 * 2**20, f"{grown / 1e6:.0f} MB for {model_bytes / 1e6:.0f} MB"
+        assert grown <= model_bytes + largest + 16 * 2**20, f"{grown / 1e6:.0f} MB for {model_bytes / 1e6:.0f} MB"
