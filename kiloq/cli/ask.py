@@ -3,8 +3,8 @@
 import sys
 
 from kiloq.chat import Message
-from kiloq.cli.chat import DEMONSTRATION, say, write
-from kiloq.cli.options import ModelOptions, SamplingOptions
+from kiloq.cli.options import DEMONSTRATION, ModelOptions, SamplingOptions
+from kiloq.cli.terminal import say, write
 from kiloq.errors import RequestError
 
 

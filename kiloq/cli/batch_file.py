@@ -2,11 +2,10 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from kiloq.chat import Message, parse_messages
 from kiloq.engine import SamplingParams
@@ -46,6 +45,23 @@ def read_jobs(lines: Iterable[bytes], name: str) -> tuple[list[Job], list[DataEr
     return jobs, faults
 
 
+class Answers(Protocol):
+    """Where answers go, in whatever order they come. `done` holds the ids that need none any more."""
+
+    @property
+    def done(self) -> Collection[JobId]: ...
+
+    def write(self, row: Mapping[str, object]) -> None: ...
+
+    def skip(self, job_id: JobId) -> None:
+        """No answer will come for this job."""
+
+    def finish(self) -> None:
+        """All have come or been skipped: the answers now stand in the order of the jobs."""
+
+    def close(self) -> None: ...
+
+
 class AnswerFile:
     """The output file: answers are appended as they come and survive a kill; `finish` puts them in the jobs' order.
 
@@ -55,10 +71,7 @@ class AnswerFile:
     def __init__(self, path: Path, jobs: Sequence[Job]) -> None:
         self.path = path
         self.order = {job.id: index for index, job in enumerate(jobs)}
-        self.spans: dict[JobId, tuple[int, int]] = {}  # where each answer lies in the file: start, length
-        self.file: BinaryIO | None = None
-
-    def __enter__(self) -> "AnswerFile":
+        self.done: dict[JobId, tuple[int, int]] = {}  # where each answer lies in the file: start, length
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = self.path.open("a+b")
@@ -68,26 +81,26 @@ class AnswerFile:
         end = 0
         for number, line in enumerate(self.file, start=1):
             if line.endswith(b"\n"):
-                self.spans[self._id_of(line, number)] = (end, len(line))
+                self.done[self._id_of(line, number)] = (end, len(line))
                 end += len(line)
-        self.file.truncate(end)
-        return self
+        if end < self.file.tell():
+            self.file.truncate(end)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        assert self.file is not None
+    def close(self) -> None:
         self.file.close()
 
     def write(self, row: Mapping[str, object]) -> None:
-        assert self.file is not None
         line = as_line(row)
-        self.spans[id_of(row)] = (self.file.seek(0, os.SEEK_END), len(line))
+        self.done[id_of(row)] = (self.file.seek(0, os.SEEK_END), len(line))
         self.file.write(line)
         self.file.flush()
 
+    def skip(self, job_id: JobId) -> None:
+        """Nothing was written for it, and nothing will be."""
+
     def finish(self) -> None:
         """Replace the file by one in the order of the input, in one step."""
-        assert self.file is not None
-        spans = [self.spans[job_id] for job_id in self.order if job_id in self.spans]
+        spans = [self.done[job_id] for job_id in self.order if job_id in self.done]
         if spans == sorted(spans):
             return
         part = self.path.with_name(self.path.name + ".part")
@@ -111,13 +124,20 @@ class AnswerFile:
         )
 
 
-class OrderedStream:
+class AnswerStream:
     """Answers on a pipe, in the order of the jobs: an early one waits for those before it."""
 
     def __init__(self, out: BinaryIO, jobs: Sequence[Job]) -> None:
         self.out = out
         self.waiting = [job.id for job in reversed(jobs)]
         self.rows: dict[JobId, bytes] = {}
+        self.done: frozenset[JobId] = frozenset()
+
+    def close(self) -> None:
+        """Standard output is not ours to close."""
+
+    def finish(self) -> None:
+        assert not self.waiting, self.waiting
 
     def write(self, row: Mapping[str, object]) -> None:
         self.rows[id_of(row)] = as_line(row)

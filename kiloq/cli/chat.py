@@ -1,16 +1,14 @@
 """`kiloq chat`: reads lines from a terminal or a pipe and hands them to the session. Knows no commands or models."""
 
-import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from kiloq.cli.options import ModelOptions, SamplingOptions, System
+from kiloq.cli.options import DEMONSTRATION, ModelOptions, SamplingOptions, System
+from kiloq.cli.terminal import clear_screen, on_interrupt, say, write
 from kiloq.errors import KiloqError
 
 
@@ -44,44 +42,8 @@ def chat(
 
 
 def greeting(model: str | None) -> str:
-    """The first line of a chat: what answers, and how to get something better or some help."""
-    if model is not None:
-        return f"{model}  (:help shows the commands)"
-    return (
-        "This is kiloq-mini-chat, a small demonstration model that knows little. "
-        "For a real one: kiloq chat -m Qwen/Qwen3-0.6B  (:help shows the commands)"
-    )
-
-
-def write(text: str) -> None:
-    """A piece of an answer, at once."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def clear_screen() -> None:
-    """An empty terminal with the cursor at the top; nothing elsewhere."""
-    if sys.stdout.isatty():
-        write("\x1b[H\x1b[2J")
-
-
-@contextmanager
-def on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C calls `stop`, so that no step of the engine is cut in two; a second Ctrl-C is the usual hard one."""
-
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, previous)
-        stop()
-
-    previous = signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
+    """The first line of a chat: what answers, and where help is."""
+    return f"{DEMONSTRATION if model is None else model}  (:help shows the commands)"
 
 
 def _talk_in_terminal(handle: Callable[[str], bool], stop: Callable[[], None]) -> int:

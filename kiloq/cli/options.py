@@ -8,6 +8,10 @@ from cyclopts import Parameter
 if TYPE_CHECKING:
     from kiloq.engine import LLM, SamplingParams
 
+DEMONSTRATION = (
+    "This is kiloq-mini-chat, a small demonstration model that knows little. For a real one: -m Qwen/Qwen3-0.6B"
+)
+
 System = Annotated[str | None, Parameter(name=["--system", "-s"], help="The system prompt.")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the result as JSON.")]
 
@@ -31,8 +35,7 @@ class ModelOptions:
         """Load the model; this is where torch is imported."""
         from kiloq.engine import LLM
 
-        batch = {} if max_batch is None else {"max_batch": max_batch}
-        return LLM(self.model, device=self.device, dtype=self.dtype, max_context=self.max_context, **batch)
+        return LLM(self.model, device=self.device, dtype=self.dtype, max_context=self.max_context, max_batch=max_batch)
 
 
 @Parameter(name="*")

@@ -1,12 +1,13 @@
 """Prompts are checked line by line; answers survive a kill and end in the order of the input."""
 
 import json
+from contextlib import closing
 from io import BytesIO
 from pathlib import Path
 
 import pytest
 
-from kiloq.cli.batch_file import AnswerFile, Job, OrderedStream, read_jobs
+from kiloq.cli.batch_file import AnswerFile, AnswerStream, Job, read_jobs
 from kiloq.errors import DataError
 
 
@@ -61,7 +62,7 @@ def test_bytes_that_are_no_text_are_a_bad_line() -> None:
 
 def test_answers_end_in_the_order_of_the_input(tmp_path: Path) -> None:
     path = tmp_path / "new" / "out.jsonl"
-    with AnswerFile(path, jobs_of("a", "b", 3)) as answers:
+    with closing(AnswerFile(path, jobs_of("a", "b", 3))) as answers:
         for job_id in (3, "a", "b"):
             answers.write({"id": job_id, "text": "你好"})
         assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == [3, "a", "b"]
@@ -73,8 +74,8 @@ def test_answers_end_in_the_order_of_the_input(tmp_path: Path) -> None:
 def test_reopening_keeps_whole_lines_and_cuts_a_half_one(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text('{"id": "b", "text": "kept"}\n{"id": "a", "te')
-    with AnswerFile(path, jobs_of("a", "b")) as answers:
-        assert set(answers.spans) == {"b"}
+    with closing(AnswerFile(path, jobs_of("a", "b"))) as answers:
+        assert set(answers.done) == {"b"}
         answers.write({"id": "a", "text": "new"})
         answers.finish()
     assert [json.loads(line)["text"] for line in path.read_text().splitlines()] == ["new", "kept"]
@@ -84,14 +85,14 @@ def test_reopening_keeps_whole_lines_and_cuts_a_half_one(tmp_path: Path) -> None
 def test_a_file_of_something_else_is_left_alone(line: str, tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text(line + "\nhalf")
-    with pytest.raises(DataError, match="out.jsonl:1 is not an answer to this input"), AnswerFile(path, jobs_of("a")):
-        pass
+    with pytest.raises(DataError, match="is not an answer to this input"):
+        AnswerFile(path, jobs_of("a"))
     assert path.read_text() == line + "\nhalf"
 
 
 def test_a_pipe_gets_answers_in_order_and_skips_what_never_comes() -> None:
     out = BytesIO()
-    stream = OrderedStream(out, jobs_of("a", "b", "c"))
+    stream = AnswerStream(out, jobs_of("a", "b", "c"))
     stream.write({"id": "c"})
     stream.skip("b")
     assert out.getvalue() == b""

@@ -9,8 +9,16 @@ from kiloq.errors import RequestError
 
 @pytest.mark.parametrize(
     ("typed", "command"),
-    [(":h", "help"), (":q", "quit"), (":exit", "quit"), (":cl", "clear"), (":clh", "clear-history")]
-    + [(":his", "history"), (":HELP", "help"), ("  :quit ", "quit")],
+    [
+        (":h", "help"),
+        (":HELP", "help"),
+        (":q", "quit"),
+        (":exit", "quit"),
+        ("  :quit ", "quit"),
+        (":cl", "clear"),
+        (":clh", "clear-history"),
+        (":his", "history"),
+    ],
 )
 def test_the_short_forms_of_the_reference_demo_work(typed: str, command: str) -> None:
     assert parse_line(typed) == Line(command)
@@ -51,7 +59,7 @@ def test_a_setting_without_key_or_value_is_refused(typed: str) -> None:
 
 def test_a_seed_is_a_whole_number() -> None:
     assert parse_seed("-3") == -3
-    with pytest.raises(RequestError, match="'1.5'; it must be a whole number"):
+    with pytest.raises(RequestError, match="it must be a whole number"):
         parse_seed("1.5")
 
 

