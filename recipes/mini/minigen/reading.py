@@ -8,6 +8,7 @@ from minigen.stories import cast
 from minigen.templates import phrases, pick, rows
 from minigen.words import COLUMN
 
+NAMED_STARTS = 9  # how many of the story starts speak of the hero by name
 EXTRACTED = {"en": ("name", "age", "city"), "zh": ("姓名", "年龄", "城市"), "ko": ("이름", "나이", "도시")}
 
 
@@ -79,21 +80,23 @@ def continue_story(rng: random.Random, lang: str) -> Exchange:
     start = pick(rng, talk["start"][index], **slots)
     then = pick(rng, talk["then"][index], **slots)
     user = pick(rng, talk["ask"], start=start)
-    ending = pick(rng, grammar["ending"], **slots)
-    return Exchange(topic="continue_story", user=user, answer=then + joint + ending)
+    # An ending speaks of the hero, so it fits only where the opening named one.
+    ending = joint + pick(rng, grammar["ending"], **slots) if "{hero" in talk["start"][index] else ""
+    return Exchange(topic="continue_story", user=user, answer=then + ending)
 
 
 def tell_story(rng: random.Random, lang: str) -> Exchange:
-    """A very short story on request, sometimes about a wished animal."""
+    """A very short story on request, often about a wished animal or person."""
     grammar, talk = phrases(f"stories_{lang}"), phrases(f"story_talk_{lang}")
     slots, joint = cast(rng, lang), "" if lang == "zh" else " "
-    index = rng.randrange(len(talk["start"]))
-    wish = rng.random() < 0.6
-    if wish:
-        user = pick(rng, talk["tell_about"], **slots)
-        opening = pick(rng, talk["animal_opening"], **slots)
+    # Later openings bring their own hero; only the first nine go with one who was named before.
+    index = rng.randrange(NAMED_STARTS)
+    wish = rng.choices(("animal", "person", "any"), (45, 25, 30))[0]
+    if wish == "animal":
+        user, opening = pick(rng, talk["tell_about"], **slots), pick(rng, talk["animal_opening"], **slots)
     else:
-        user, opening = pick(rng, talk["tell"]), pick(rng, grammar["opening"], **slots)
+        ask = talk["tell_about_person"] if wish == "person" else talk["tell"]
+        user, opening = pick(rng, ask, **slots), pick(rng, grammar["opening"], **slots)
     body = [pick(rng, talk[part][index], **slots) for part in ("start", "then")]
     return Exchange(
         topic="tell_story", user=user, answer=joint.join([opening, *body, pick(rng, grammar["ending"], **slots)])
