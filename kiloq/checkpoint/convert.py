@@ -10,30 +10,33 @@ from kiloq.model import ModelConfig
 from kiloq.model.config import Family
 
 from .reader import Checkpoint, load_model
-from .writer import save_checkpoint
+from .writer import refuse_existing, save_checkpoint
 
 logger = logging.getLogger(__name__)
 
 
 def convert_checkpoint(checkpoint: Checkpoint, folder: Path, *, family: Family, dtype: str = "auto") -> None:
     """Write a checkpoint in another family's layout into a new folder; its licence files come along."""
+    refuse_existing(folder)
     config = in_layout(checkpoint.config, family)
     generation = checkpoint.generation
-    generation = replace(generation, max_window=min(generation.max_window, config.max_length))
-    if config.max_length < checkpoint.config.max_length or config.logn_length != checkpoint.config.logn_length:
-        logger.warning(
-            "the %s layout cannot say NTK and LogN: %s is written for its trained length of %s tokens.",
-            family,
-            folder,
-            f"{config.max_length:,}",
-        )
-    model = load_model(checkpoint, dtype=dtype)
     save_checkpoint(
-        folder, model_state=model.state_dict(), config=config, tokenizer=checkpoint.tokenizer, generation=generation
+        folder,
+        model_state=load_model(checkpoint, dtype=dtype).state_dict(),
+        config=config,
+        tokenizer=checkpoint.tokenizer,
+        generation=replace(generation, max_window=min(generation.max_window, config.max_length)),
     )
     for pattern in ("LICENSE*", "NOTICE*"):
         for file in checkpoint.folder.glob(pattern):
             shutil.copy(file, folder)
+    if _stretches(checkpoint.config) and not _stretches(config):
+        logger.warning(
+            "note: the %s layout cannot say NTK and LogN; %s is good for the trained length of %s tokens.",
+            family,
+            folder,
+            f"{config.max_length:,}",
+        )
 
 
 def in_layout(config: ModelConfig, family: Family) -> ModelConfig:
@@ -47,11 +50,14 @@ def in_layout(config: ModelConfig, family: Family) -> ModelConfig:
             f"rotary_pct covers {config.rope.rotary_dim} of {config.head_dim} dimensions, which the qwen2 layout "
             "cannot say."
         )
-    stretches = config.rope.kind == "qwen1" or config.logn_length is not None
     return replace(
         config,
         family=family,
         rope=replace(config.rope, kind="plain"),
         logn_length=None,
-        max_length=config.rope.original_length if stretches else config.max_length,
+        max_length=config.rope.original_length if _stretches(config) else config.max_length,
     )
+
+
+def _stretches(config: ModelConfig) -> bool:
+    return config.rope.kind == "qwen1" or config.logn_length is not None

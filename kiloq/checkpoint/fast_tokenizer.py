@@ -7,12 +7,14 @@ from pathlib import Path
 from kiloq.errors import CheckpointError
 from kiloq.tokenizer import Tokenizer
 from kiloq.tokenizer.formats_hf import byte_of_character
-from kiloq.tokenizer.vocabulary import END_OF_TEXT, IM_END, Vocabulary
+from kiloq.tokenizer.vocabulary import END_OF_TEXT, Vocabulary
 
 from .files import write_json
 
 
-def write_fast_tokenizer(folder: Path, tokenizer: Tokenizer, *, max_length: int, chat_template: str) -> None:
+def write_fast_tokenizer(
+    folder: Path, tokenizer: Tokenizer, *, max_length: int, eos_token: str, chat_template: str
+) -> None:
     """Write tokenizer.json and tokenizer_config.json, with which AutoTokenizer gives the same ids as ours."""
     vocabulary = tokenizer.vocabulary
     added = [
@@ -33,7 +35,7 @@ def write_fast_tokenizer(folder: Path, tokenizer: Tokenizer, *, max_length: int,
     config: dict[str, object] = {
         "tokenizer_class": "Qwen2Tokenizer",
         "model_max_length": max_length,
-        "eos_token": IM_END,
+        "eos_token": eos_token,
         "pad_token": END_OF_TEXT,
         "bos_token": None,
         "unk_token": None,

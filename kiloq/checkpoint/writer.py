@@ -14,6 +14,7 @@ from kiloq.chat.chatml import QWEN1
 from kiloq.errors import CheckpointError
 from kiloq.model import ModelConfig
 from kiloq.tokenizer import Tokenizer
+from kiloq.tokenizer.vocabulary import END_OF_TEXT, IM_END
 
 from .fast_tokenizer import chatml_template, write_fast_tokenizer
 from .files import write_json
@@ -47,15 +48,14 @@ def save_checkpoint(
     with new_folder(Path(folder)) as unfinished:
         write_json(unfinished / "config.json", config.to_hf())
         write_json(unfinished / "generation_config.json", generation.to_json(config.family, tokenizer))
-        _write_tokenizer(unfinished, tokenizer, config)
+        _write_tokenizer(unfinished, tokenizer, config, generation)
         _write_weights(unfinished, model_state, list(parts(config, shapes)), max_shard_bytes)
 
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """A hidden folder beside the wanted one, renamed to it at the end, or removed when something fails."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists and is not empty; give another name or remove it.")
+    refuse_existing(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.unfinished"
     unfinished.mkdir()
@@ -67,11 +67,22 @@ def new_folder(folder: Path) -> Iterator[Path]:
         raise
 
 
-def _write_tokenizer(folder: Path, tokenizer: Tokenizer, config: ModelConfig) -> None:
+def refuse_existing(folder: Path) -> None:
+    """Nothing is ever overwritten; long work asks before it begins."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists and is not empty; give another name or remove it.")
+
+
+def _write_tokenizer(folder: Path, tokenizer: Tokenizer, config: ModelConfig, generation: GenerationDefaults) -> None:
     # Other programs read .tiktoken only by running a model's own code; their layout gets files that need none.
     if config.family != "qwen" and any(name.endswith(".tiktoken") for name in tokenizer.vocabulary.files):
-        template = chatml_template(QWEN1.default_system or "")
-        write_fast_tokenizer(folder, tokenizer, max_length=config.max_length, chat_template=template)
+        write_fast_tokenizer(
+            folder,
+            tokenizer,
+            max_length=config.max_length,
+            eos_token=IM_END if generation.chat_format == "chatml" else END_OF_TEXT,
+            chat_template=chatml_template(QWEN1.default_system or ""),
+        )
     else:
         tokenizer.save(folder)
 
@@ -83,6 +94,7 @@ def _write_weights(folder: Path, state: Mapping[str, Tensor], wanted: Sequence[P
         name = f"model-{number:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else "model.safetensors"
         tensors = {part.tensor: _values(state, part).contiguous().cpu() for part in shard}
         save_file(tensors, folder / name, metadata={"format": "pt"})
+        (folder / name).chmod(0o644)  # the library makes it private
         places |= dict.fromkeys(tensors, name)
     if len(shards) > 1:
         total = sum(_values(state, part).nbytes for part in wanted)

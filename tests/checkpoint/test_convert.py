@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from kiloq.chat.chatml import QWEN1, chat_format_for, render
 from kiloq.chat.messages import Message
@@ -27,7 +27,7 @@ def test_logits_ids_and_stops_stay_the_same(write: Write, tmp_path: Path, caplog
     (folder / "LICENSE").write_text("terms")
     source = open_checkpoint(folder)
     convert_checkpoint(source, tmp_path / "out", family="qwen2")
-    assert "trained length of 64 tokens" in caplog.text
+    assert "the trained length of 64 tokens" in caplog.text
 
     out = open_checkpoint(tmp_path / "out")
     assert (out.config.family, out.config.max_length, out.config.logn_length) == ("qwen2", 64, None)
@@ -56,6 +56,7 @@ def test_a_model_that_stretches_nothing_keeps_its_length(
     folder, _ = write("qwen", rope=RopeConfig(rotary_dim=8, original_length=64, theta=1e6), logn_length=None)
     convert_checkpoint(open_checkpoint(folder), tmp_path / "out", family="qwen2")
     assert open_checkpoint(tmp_path / "out").config.max_length == 256
+    assert AutoConfig.from_pretrained(tmp_path / "out").rope_parameters["rope_theta"] == 1e6
     assert caplog.text == ""
 
 
@@ -95,7 +96,9 @@ class Pair:
     """Our tokenizer and the one that transformers builds from the files we write."""
 
     def __init__(self, tokenizer: Tokenizer, folder: Path) -> None:
-        write_fast_tokenizer(folder, tokenizer, max_length=64, chat_template=chatml_template("x"))
+        write_fast_tokenizer(
+            folder, tokenizer, max_length=64, eos_token="<|im_end|>", chat_template=chatml_template("x")
+        )
         self.ours = tokenizer
         self.theirs: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
 
@@ -126,7 +129,9 @@ def test_every_special_token_has_the_same_id(small: Pair) -> None:
 
 
 def test_our_own_reader_understands_the_files(small: Pair, tmp_path: Path) -> None:
-    write_fast_tokenizer(tmp_path, small.ours, max_length=64, chat_template=chatml_template("x"))
+    write_fast_tokenizer(
+        tmp_path, small.ours, max_length=64, eos_token="<|im_end|>", chat_template=chatml_template("x")
+    )
     again = Tokenizer.load(tmp_path)
     assert again.vocabulary.ranks == small.ours.vocabulary.ranks
     assert again.special_tokens == small.ours.special_tokens

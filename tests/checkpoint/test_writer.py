@@ -40,6 +40,7 @@ def test_v1_is_written_in_its_own_files(write: Write) -> None:
         "qwen.tiktoken",
         "tokenizer_config.json",
     }
+    assert (folder / "model.safetensors").stat().st_mode & 0o777 == 0o644
     generation = json.loads((folder / "generation_config.json").read_text())
     assert generation["chat_format"] == "chatml"
     assert generation["stop_words_ids"] == [[generation["eos_token_id"]]]
