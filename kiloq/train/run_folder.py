@@ -1,5 +1,6 @@
 """A run's folder: the recipe that it belongs to, and the checkpoint that it ends with. Knows no step of training."""
 
+import shutil
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,7 +41,12 @@ def claim_folder(folder: Path, recipe: str) -> list[str]:
 
 
 def export(folder: Path, model: Transformer, tokenizer: Tokenizer, generation: GenerationDefaults) -> None:
-    """Write the trained weights, in the dtype of the model's configuration, as a checkpoint of its family."""
+    """Write the trained weights, in the dtype of the model's configuration, as a checkpoint of its family.
+
+    Replaces what an earlier end of the same run left there.
+    """
+    if folder.exists():
+        shutil.rmtree(folder)
     dtype = getattr(torch, model.config.dtype)
     state = {name: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
     save_checkpoint(folder, model_state=state, config=model.config, tokenizer=tokenizer, generation=generation)

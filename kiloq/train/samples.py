@@ -1,5 +1,6 @@
 """Conversations become samples (ids and what of them is trained), and samples become packed batches."""
 
+import bisect
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from .losses import IGNORE
 Mask = Literal["assistant", "qwen1"]
 Long = Literal["cut", "drop", "error"]
 
-_OPEN_ROWS = 64  # how many rows wait for a sample that fits; 64 leave about 1 % of the places empty
+_WINDOW = 1024  # samples that are packed together: enough to fill rows, few enough to stay in shuffled order
 
 
 @dataclass(frozen=True)
@@ -160,25 +161,31 @@ class PackedSamples:
         return self.plan[self.index - 1]
 
     def _pack(self) -> list[list[int]]:
-        """First fit over a window of open rows, in shuffled order; the rows are shuffled again."""
+        """Shuffle, then fill rows with the samples of one window after another; the rows are shuffled again."""
         random = np.random.default_rng([self.seed, self.epoch])
         whole = self.repeats.astype(np.int64)
         times = whole + (random.random(len(whole)) < self.repeats - whole)
-        order = random.permutation(np.repeat(np.arange(len(times)), times))
-        if not len(order):
+        order = random.permutation(np.repeat(np.arange(len(times)), times)).tolist()
+        if not order:
             raise DataError("the data sources hold no samples; check their files and repeats.")
-        rows: list[list[int]] = []
-        open_rows: list[tuple[int, list[int]]] = []  # (places left, samples)
-        for at in order.tolist():
-            length = len(self.samples[at].ids)
-            fit = next((i for i, (left, _) in enumerate(open_rows) if left >= length), None)
-            left, row = open_rows.pop(fit) if fit is not None else (self.seq_len, [])
-            row.append(at)
-            open_rows.append((left - length, row))
-            if len(open_rows) > _OPEN_ROWS:
-                rows.append(open_rows.pop(min(range(len(open_rows)), key=lambda i: open_rows[i][0]))[1])
-        rows += [row for _, row in open_rows]
+        rows = [row for at in range(0, len(order), _WINDOW) for row in self._best_fit(order[at : at + _WINDOW])]
         return [rows[i] for i in random.permutation(len(rows)).tolist()]
+
+    def _best_fit(self, window: list[int]) -> list[list[int]]:
+        """Longest first, each into the fullest row that it fits."""
+        rows: list[list[int]] = []
+        room: list[tuple[int, int]] = []  # (places left, row), ascending
+        for at in sorted(window, key=lambda i: -len(self.samples[i].ids)):
+            length = len(self.samples[at].ids)
+            fit = bisect.bisect_left(room, (length, 0))
+            if fit == len(room):
+                rows.append([])
+                left, row = self.seq_len, len(rows) - 1
+            else:
+                left, row = room.pop(fit)
+            rows[row].append(at)
+            bisect.insort(room, (left - length, row))
+        return rows
 
     def _assemble(self, rows: list[list[int]]) -> Batch:
         ids, targets, positions, pieces = [], [], [], [0]

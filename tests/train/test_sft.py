@@ -1,0 +1,89 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from kiloq.chat import Message, chat_format_for, render
+from kiloq.checkpoint import GenerationDefaults, load_model, open_checkpoint
+from kiloq.errors import DataError
+from kiloq.model import Transformer
+from kiloq.tokenizer import Tokenizer
+from kiloq.train.optim import OptimConfig
+from kiloq.train.pretrain import ShapeConfig, qwen1_config
+from kiloq.train.run_folder import export
+from kiloq.train.sft import ChatSource, HeldOut, SftConfig, sft
+from kiloq.train.trainer import BatchConfig, LoopConfig
+
+TALK = {"hi": "Hello!", "你好": "你好！", "안녕": "안녕!", "1+1?": "2"}
+
+
+@pytest.fixture
+def config(tmp_path: Path, tokenizer: Tokenizer) -> SftConfig:
+    shape = ShapeConfig(hidden_size=64, num_layers=2, num_heads=4, intermediate_size=96, trained_length=128)
+    model = Transformer(qwen1_config(shape, tokenizer.size))
+    model.init_weights(torch.Generator().manual_seed(0))
+    end = tokenizer.end_of_text_id
+    raw = GenerationDefaults(stop_ids=(end,), pad_id=end, chat_format="raw", max_window=512)
+    export(tmp_path / "base", model, tokenizer, raw)
+    rows = [
+        {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+        for question, answer in TALK.items()
+    ]
+    (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return SftConfig(
+        out=str(tmp_path / "run"),
+        model=str(tmp_path / "base"),
+        data=(ChatSource(path=str(tmp_path / "chat.jsonl")),),
+        held=(HeldOut(name="same", path=str(tmp_path / "chat.jsonl")),),
+        batch=BatchConfig(seq_len=160, tokens=320),
+        optim=OptimConfig(lr=1e-2, steps=60, warmup_steps=5, weight_decay=0.0),
+        loop=LoopConfig(device="cpu", precision="fp32", compile="off", log_every=5, save_every=1000, eval_every=1000),
+    )
+
+
+def log_of(config: SftConfig) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (Path(config.out) / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def answer_of(folder: Path, question: str) -> str:
+    """Greedy, by recomputing everything for each token."""
+    checkpoint = open_checkpoint(folder)
+    model = load_model(checkpoint, dtype=torch.float32)
+    fmt = chat_format_for(checkpoint.config.family, checkpoint.folder)
+    ids = render([Message(role="user", content=question)], checkpoint.tokenizer, fmt).ids
+    answer: list[int] = []
+    with torch.no_grad():
+        while len(answer) < 40:
+            answer.append(int(model.logits(torch.tensor(ids + answer))[-1].argmax()))
+            if answer[-1] in checkpoint.generation.stop_ids:
+                return checkpoint.tokenizer.decode(answer[:-1])
+    return checkpoint.tokenizer.decode(answer) + " (did not stop)"
+
+
+def test_a_tiny_set_is_learned_by_heart_and_answers_stop(config: SftConfig) -> None:
+    assert sft(config) == "finished"
+    losses = [line["loss"] for line in log_of(config) if "loss" in line]
+    assert losses[-1] < 0.1
+    assert next(line["eval/same"] for line in log_of(config) if "eval/same" in line) < 0.1
+    model = Path(config.out) / "model"
+    assert open_checkpoint(model).generation.chat_format == "chatml"
+    assert {question: answer_of(model, question) for question in TALK} == TALK
+
+
+def test_epochs_decide_the_steps_where_they_are_left_open(config: SftConfig) -> None:
+    # Four samples of about 70 bytes make two rows of 160, which are one step.
+    sft(replace(config, epochs=3.0, optim=replace(config.optim, steps=0)))
+    assert max(line["step"] for line in log_of(config)) == 3
+
+
+def test_a_fault_in_the_data_comes_before_the_first_step(config: SftConfig) -> None:
+    path = Path(config.data[0].path)
+    path.write_text('{"messages": []}\n{"instruction": "x"}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"2 bad rows:\n.*line 1: messages is empty.*\n.*line 2: output is missing"):
+        sft(config)
+    path.write_text("", encoding="utf-8")
+    with pytest.raises(DataError, match="holds no conversations"):
+        sft(config)
+    assert not Path(config.out).exists()

@@ -1,0 +1,266 @@
+import json
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kiloq.errors import CheckpointError, ConfigError, DataError, NumericsError
+from kiloq.model import Transformer
+from kiloq.train.data import Batch, PackedBatches, TokenFolder, held_out_batches, write_tokens
+from kiloq.train.optim import OptimConfig
+from kiloq.train.state import load_state, save_state
+from kiloq.train.trainer import BatchConfig, LoopConfig, Trainer
+
+LOOP = LoopConfig(device="cpu", precision="fp32", compile="off", log_every=1, save_every=3)
+OPTIM = OptimConfig(lr=1e-2, steps=8, warmup_steps=2)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> TokenFolder:
+    random = np.random.default_rng(0)
+    write_tokens(tmp_path / "corpus", [random.integers(0, 64, n).tolist() for n in (40, 9, 70, 25, 13)], 64)
+    return TokenFolder(tmp_path / "corpus")
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Path, corpus: TokenFolder, make_model: Callable[..., Transformer]) -> Callable[..., Trainer]:
+    def make(
+        name: str = "run",
+        *,
+        batch: BatchConfig = BatchConfig(seq_len=16, tokens=64),  # noqa: B008  # frozen
+        seed: int = 0,
+        **settings: Any,
+    ) -> Trainer:
+        stream = PackedBatches([(corpus, 1.0)], seq_len=batch.seq_len, tokens=batch.tokens, seed=seed)
+        settings = {"optim": OPTIM, "loop": LOOP, **settings}
+        return Trainer(make_model(), stream, folder=tmp_path / name, batch=batch, **settings)
+
+    return make
+
+
+def curve(trainer: Trainer) -> dict[int, float]:
+    """Step -> loss, from the log on disk."""
+    lines = map(json.loads, (trainer.folder / "log.jsonl").read_text(encoding="utf-8").splitlines())
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def weights_equal(a: Transformer, b: Transformer) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+class BrokenOffError(Exception):
+    pass
+
+
+def break_off(trainer: Trainer, *, at: int) -> None:
+    """Run until the batch of step `at` is asked for; nothing is saved then, as when the machine goes down."""
+    following = trainer.batches.next_batch
+    left = iter(range(at - 1 - trainer.progress.step))
+
+    def next_batch() -> Batch:
+        if next(left, None) is None:
+            raise BrokenOffError
+        return following()
+
+    trainer.batches.next_batch = next_batch  # type: ignore[method-assign]
+    with pytest.raises(BrokenOffError):
+        trainer.run()
+
+
+def test_the_loss_falls(make_trainer: Callable[..., Trainer]) -> None:
+    trainer = make_trainer(optim=replace(OPTIM, steps=60))
+    assert trainer.run() == "finished"
+    losses = curve(trainer)
+    assert losses[60] < losses[1] - 0.5
+
+
+def test_a_broken_run_goes_on_with_the_same_losses_and_weights(make_trainer: Callable[..., Trainer]) -> None:
+    straight = make_trainer("straight")
+    straight.run()
+    break_off(make_trainer("broken"), at=6)  # saved at 3: steps 4 and 5 are lost and done again
+    resumed = make_trainer("broken")
+    assert resumed.run() == "finished"
+    assert curve(resumed) == curve(straight)
+    assert list(curve(resumed)) == list(range(1, 9))
+    assert weights_equal(resumed.model, straight.model)
+
+
+def test_a_run_that_is_done_only_says_so(make_trainer: Callable[..., Trainer]) -> None:
+    first = make_trainer()
+    first.run()
+    again = make_trainer()
+    assert again.run() == "finished"
+    assert weights_equal(first.model, again.model)
+    assert len(curve(again)) == 8
+
+
+def test_the_time_limit_pauses_and_the_same_command_goes_on(make_trainer: Callable[..., Trainer]) -> None:
+    straight = make_trainer("straight")
+    straight.run()
+    paused = make_trainer("paused", loop=replace(LOOP, max_minutes=0.0))
+    assert paused.run() == "paused"
+    assert paused.progress.step == 1
+    resumed = make_trainer("paused")
+    assert resumed.run() == "finished"
+    assert curve(resumed) == curve(straight)
+
+
+def test_a_signal_saves_before_it_stops(make_trainer: Callable[..., Trainer]) -> None:
+    trainer = make_trainer()
+    following = trainer.batches.next_batch
+
+    def next_batch() -> Batch:
+        if trainer.progress.step == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return following()
+
+    trainer.batches.next_batch = next_batch  # type: ignore[method-assign]
+    assert trainer.run() == "paused"
+    resumed = make_trainer()
+    resumed.run()
+    assert list(curve(resumed)) == list(range(1, 9))
+
+
+def test_four_small_batches_make_the_step_of_one_large(make_trainer: Callable[..., Trainer]) -> None:
+    # Not to the last bit: a product over 256 rows adds up in another order than four over 64.
+    one = make_trainer("one", batch=BatchConfig(seq_len=16, tokens=256))
+    four = make_trainer("four", batch=BatchConfig(seq_len=16, tokens=64, accumulate=4))
+    for trainer in (one, four):
+        trainer.run()
+    for step, loss in curve(one).items():
+        assert curve(four)[step] == pytest.approx(loss, abs=1e-6)
+
+
+def test_recomputing_blocks_changes_nothing(make_trainer: Callable[..., Trainer]) -> None:
+    plain, frugal = make_trainer("plain"), make_trainer("frugal", loop=replace(LOOP, checkpointing=True))
+    for trainer in (plain, frugal):
+        trainer.run()
+    assert curve(plain) == curve(frugal)
+    assert weights_equal(plain.model, frugal.model)
+
+
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_state(
+    make_trainer: Callable[..., Trainer],
+) -> None:
+    trainer = make_trainer()
+    following = trainer.batches.next_batch
+
+    def next_batch() -> Batch:
+        if trainer.progress.step == 4:
+            trainer.model.norm.weight.data.fill_(torch.nan)
+        return following()
+
+    trainer.batches.next_batch = next_batch  # type: ignore[method-assign]
+    with pytest.raises(NumericsError, match=r"step 5: loss is nan.*lower optim\.lr"):
+        trainer.run()
+    resumed = make_trainer()
+    assert resumed.run() == "finished"
+    straight = make_trainer("straight")
+    straight.run()
+    assert weights_equal(resumed.model, straight.model)
+
+
+def test_held_out_loss_is_logged_and_does_not_disturb_training(
+    make_trainer: Callable[..., Trainer], corpus: TokenFolder
+) -> None:
+    def held() -> Iterator[Batch]:
+        return held_out_batches([corpus], seq_len=16, tokens=64, limit=128)
+
+    watched = make_trainer("watched", held={"zh": held}, loop=replace(LOOP, eval_every=3))
+    plain = make_trainer("plain")
+    for trainer in (watched, plain):
+        trainer.run()
+    lines = map(json.loads, (watched.folder / "log.jsonl").read_text(encoding="utf-8").splitlines())
+    scored = {line["step"]: line["eval/zh"] for line in lines if "eval/zh" in line}
+    assert list(scored) == [3, 6, 8]
+    assert scored[8] < scored[3]
+    assert curve(watched) == curve(plain)
+
+
+def test_each_step_logs_what_people_ask_for(make_trainer: Callable[..., Trainer]) -> None:
+    trainer = make_trainer(notes=["seven parameters"])
+    trainer.run()
+    note, first, *_ = map(json.loads, (trainer.folder / "log.jsonl").read_text(encoding="utf-8").splitlines())
+    assert note == {"step": 0, "note": "seven parameters"}
+    assert first.keys() == {"step", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "seconds"}
+    assert (first["step"], first["tokens"]) == (1, 64)
+    assert list((trainer.folder / "tensorboard").iterdir())
+
+
+def test_another_batch_shape_than_rows_is_refused() -> None:
+    with pytest.raises(ConfigError, match="must be a multiple of seq_len"):
+        BatchConfig(seq_len=16, tokens=40)
+
+
+def test_the_state_of_another_model_is_one_clear_error(
+    make_trainer: Callable[..., Trainer], make_model: Callable[..., Transformer]
+) -> None:
+    trainer = make_trainer()
+    trainer.run()
+    other = make_model(vocab_size=32)
+    with pytest.raises(CheckpointError, match="does not fit this run"):
+        load_state(trainer.state_path, model=other, optimizer=torch.optim.AdamW(other.parameters()))
+
+
+def test_a_damaged_state_is_one_clear_error(make_trainer: Callable[..., Trainer]) -> None:
+    trainer = make_trainer()
+    trainer.run()
+    data = trainer.state_path.read_bytes()
+    for damaged in (b"", data[:100], data[: len(data) // 2]):
+        trainer.state_path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"state\.pt does not fit"):
+            make_trainer().run()
+
+
+def test_a_save_that_breaks_off_leaves_the_state_before_it(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    trainer = make_trainer()
+    trainer.run()
+    before = trainer.state_path.read_bytes()
+
+    class Unwritable:
+        def __reduce__(self) -> str:
+            raise BrokenOffError
+
+    with pytest.raises(BrokenOffError):
+        save_state(
+            trainer.state_path,
+            model=trainer.model,
+            optimizer=trainer.optimizer,
+            progress=trainer.progress,
+            stream={"last": Unwritable()},
+        )
+    assert trainer.state_path.read_bytes() == before
+
+
+def test_other_data_under_a_run_is_refused(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    make_trainer().run()
+    resumed = make_trainer()
+    write_tokens(tmp_path / "other", [[1, 2, 3]], 64)
+    resumed.batches = PackedBatches([(TokenFolder(tmp_path / "other"), 1.0)], seq_len=16, tokens=64, seed=0)
+    with pytest.raises(DataError, match="not what this run began with"):
+        resumed.run()
+
+
+@pytest.mark.slow
+def test_the_compiled_step_follows_the_plain_one(make_trainer: Callable[..., Trainer]) -> None:
+    plain, compiled = make_trainer("plain"), make_trainer("compiled", loop=replace(LOOP, compile="on"))
+    for trainer in (plain, compiled):
+        trainer.run()
+    for step, loss in curve(plain).items():
+        assert curve(compiled)[step] == pytest.approx(loss, abs=1e-4)
+
+
+@pytest.mark.gpu
+def test_a_gpu_follows_the_processor(make_trainer: Callable[..., Trainer]) -> None:
+    here, there = make_trainer("cpu"), make_trainer("gpu", loop=replace(LOOP, device="cuda"))
+    for trainer in (here, there):
+        trainer.run()
+    for step, loss in curve(here).items():
+        assert curve(there)[step] == pytest.approx(loss, abs=1e-3)
