@@ -99,6 +99,22 @@ def and_country(rng: random.Random, lang: str) -> Exchange:
     return Exchange(topic="capital", user=user, answer=answer, expect=capital)
 
 
+def spell_it(rng: random.Random, lang: str, word: str) -> Exchange:
+    """The spelling of an English word that was just said."""
+    result = "-".join(word.upper())
+    answer = pick(rng, phrases(f"ask_{lang}")["spell_answer"], word=word, result=result)
+    return Exchange(
+        topic="letters", user=pick(rng, phrases(f"memory_{lang}")["spell_it"]), answer=answer, expect=result
+    )
+
+
+def about_it(rng: random.Random, lang: str, kind: str, value: str) -> Exchange:
+    """The hero of the story, or the author or title of the poem, that was just told."""
+    talk = phrases(f"memory_{lang}")
+    answer = pick(rng, talk[f"{kind}_answer"], value=value)
+    return Exchange(topic=kind, user=pick(rng, talk[kind]), answer=answer, expect=value, key=f"{kind}:{value}")
+
+
 def again(rng: random.Random, lang: str, last: Exchange) -> Exchange:
     """The last answer once more."""
     talk = phrases(f"memory_{lang}")

@@ -40,6 +40,40 @@ def arithmetic(rng: random.Random, lang: str) -> Exchange:
     return Exchange(topic="arithmetic", user=user, answer=answer, key=key, expect=str(result), value=str(result))
 
 
+def spoken(rng: random.Random, lang: str) -> Exchange:
+    """A small calculation with its numbers in words."""
+    operation = rng.choice(("add", "subtract", "multiply"))
+    limit = 10 if operation == "multiply" else 20
+    a, b = rng.randint(1, limit), rng.randint(1, limit)
+    a, b = (max(a, b), min(a, b)) if operation == "subtract" else (a, b)
+    words, result = phrases(f"ask_{lang}"), compute(operation, a, b)
+    user = pick(rng, words[f"{operation}_words"], a=words["numerals"][a], b=words["numerals"][b])
+    answer = pick(rng, words["result"], formula=f"{a} {SIGNS[operation]} {b}", result=result)
+    return Exchange(topic="spoken", user=user, answer=answer, key=f"{operation}:{a}:{b}", expect=str(result))
+
+
+def beyond(rng: random.Random, lang: str) -> Exchange:
+    """What the four operations also give: a remainder, a number below zero, round hundreds, or too large a number."""
+    words, kind = phrases(f"ask_{lang}"), rng.choice(("remainder", "negative", "hundreds", "too_large"))
+    if kind == "remainder":
+        operation, b = "divide", rng.randint(2, 10)
+        a = b * rng.randint(1, 9) + rng.randint(1, b - 1)
+        text = f"{a} ÷ {b} = {a // b}"
+        answer, expect = pick(rng, words["remainder"], formula=text, rest=a % b), text
+    elif kind == "too_large":
+        operation = rng.choice(("add", "subtract", "multiply"))
+        b, a = sorted(rng.randint(120, 99_999) for _ in range(2))
+        answer, expect = pick(rng, words["too_large"]), ""
+    else:
+        operation = "subtract" if kind == "negative" else rng.choice(("add", "subtract"))
+        b, a = sorted(rng.sample(range(1, 21), 2)) if kind == "negative" else sorted(rng.choices(range(1, 10), k=2))
+        a, b = (b, a) if kind == "negative" else (100 * a, 100 * b)
+        expect = str(compute(operation, a, b))
+        answer = pick(rng, words["result"], formula=f"{a} {SIGNS[operation]} {b}", result=expect)
+    user = pick(rng, words[operation][:2] + words["calculate"], a=a, b=b, formula=formula(rng, operation, a, b))
+    return Exchange(topic="beyond", user=user, answer=answer, key=f"{operation}:{a}:{b}", expect=expect)
+
+
 def formula(rng: random.Random, operation: str, a: int, b: int) -> str:
     """The calculation as people type it."""
     sign = {"multiply": rng.choice("×*x"), "divide": rng.choice("÷/")}.get(operation, SIGNS[operation])

@@ -33,6 +33,24 @@ def extraction(rng: random.Random, lang: str) -> Exchange:
     return Exchange(topic="extraction", user=user, answer=answer, key=":".join(who.values()), expect=answer)
 
 
+def comprehension(rng: random.Random, lang: str) -> Exchange:
+    """Who, where, what or which colour in a sentence."""
+    words, story = phrases(f"ask_{lang}"), phrases(f"stories_{lang}")
+    slots = {
+        "name": rng.choice(words["names"]),
+        "color": rng.choice(story["colors"]),
+        "thing": rng.choice(story["things"]),
+        "city": rng.choice(rows("capitals"))[COLUMN[lang] + 2],
+    }
+    text = pick(rng, words["comprehension_text"], **slots)
+    kind = rng.choice(list(slots))
+    user = pick(rng, words[f"comprehension_{kind}"], text=text, **slots)
+    answer = slots[kind]
+    if lang == "ko" and kind == "color" and not answer.endswith(("색", "빛")):
+        answer += "색"  # the stories use the form that stands before a noun
+    return Exchange(topic="comprehension", user=user, answer=answer, key=text, expect=answer)
+
+
 def sentiment(rng: random.Random, lang: str) -> Exchange:
     """Whether a short review is positive or negative."""
     words, side = phrases(f"ask_{lang}"), rng.choice(("positive", "negative"))
@@ -69,7 +87,9 @@ def any_poem(rng: random.Random, lang: str) -> Exchange:
     """Some quatrain, whatever was asked."""
     title, author, first, second = rng.choice(rows("poems"))
     user = pick(rng, phrases(f"ask_{lang}")["poem_random"])
-    return Exchange(topic="poem", user=user, answer=f"《{title}》\n{author}\n{first}\n{second}")
+    return Exchange(
+        topic="poem", user=user, answer=f"《{title}》\n{author}\n{first}\n{second}", value=f"{title}\t{author}"
+    )
 
 
 def continue_story(rng: random.Random, lang: str) -> Exchange:
@@ -98,6 +118,5 @@ def tell_story(rng: random.Random, lang: str) -> Exchange:
         ask = talk["tell_about_person"] if wish == "person" else talk["tell"]
         user, opening = pick(rng, ask, **slots), pick(rng, grammar["opening"], **slots)
     body = [pick(rng, talk[part][index], **slots) for part in ("start", "then")]
-    return Exchange(
-        topic="tell_story", user=user, answer=joint.join([opening, *body, pick(rng, grammar["ending"], **slots)])
-    )
+    answer = joint.join([opening, *body, pick(rng, grammar["ending"], **slots)])
+    return Exchange(topic="tell_story", user=user, answer=answer, value=slots["hero"])

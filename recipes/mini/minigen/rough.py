@@ -38,8 +38,8 @@ POLITE = {
 }
 # Questions that a polite word may come before or after; others are small talk, or quote a text.
 POLITE_TOPICS = (
-    "arithmetic", "word_problem", "counting", "comparing", "units", "calendar", "capital", "capital_of", "opposite",
-    "translation", "category", "odd_one", "example", "fact", "sorting", "adding_up", "unknown",
+    "arithmetic", "spoken", "word_problem", "counting", "comparing", "units", "calendar", "capital", "capital_of",
+    "opposite", "translation", "category", "odd_one", "example", "fact", "sorting", "adding_up", "unknown",
 )  # fmt: skip
 
 

@@ -1,0 +1,67 @@
+"""Single questions: all topics with their shares, small talk, and what the model admits not to know."""
+
+import random
+
+from minigen import numbers, reading, strings, words
+from minigen.exchange import Exchange, Topic
+from minigen.rough import roughen
+from minigen.templates import phrases, pick, talk_section
+
+# Shares of single-turn topics. Arithmetic and translation have the largest worlds, so they need the most samples.
+SINGLE: tuple[tuple[int, Topic], ...] = (
+    (16, numbers.arithmetic),
+    (3, numbers.spoken),
+    (4, numbers.beyond),
+    (3, numbers.word_problem),
+    (5, numbers.counting),
+    (4, numbers.comparing),
+    (4, numbers.units),
+    (3, numbers.calendar),
+    (7, words.capitals),
+    (4, words.opposites),
+    (12, words.translation),
+    (4, words.grouping),
+    (4, words.letters),
+    (6, reading.extraction),
+    (3, reading.sentiment),
+    (5, reading.comprehension),
+    (5, reading.poem),
+    (4, reading.continue_story),
+    (4, reading.tell_story),
+    (8, strings.fact),
+    (3, strings.sorting),
+    (2, strings.adding_up),
+    (4, strings.copying),
+    (3, strings.listing),
+    (2, strings.english_forms),
+    (3, strings.details),
+)
+# How often small-talk sections come up; 1 where nothing is said. "unknown" is a file of its own.
+TALK_WEIGHT = {
+    "unknown": 22, "who": 6, "name": 5, "greeting": 6, "ability": 4, "joke": 4, "maker": 3, "not_qwen": 3, "thanks": 4,
+    "limits": 3, "how_are_you": 4, "bye": 3, "languages": 2, "human": 2, "feel_bad": 2, "riddle": 2, "proverb": 2,
+}  # fmt: skip
+
+
+def talk(rng: random.Random, lang: str, section: str = "") -> Exchange:
+    """Small talk, identity, or the honest answer to what lies outside the model's world."""
+    sections = [*phrases(f"talk_{lang}"), "unknown"]
+    name = section or rng.choices(sections, [TALK_WEIGHT.get(s, 1) for s in sections])[0]
+    if name == "unknown":
+        return unknown(rng, lang)
+    ask, answer = talk_section(lang, name)
+    return Exchange(topic=name, user=pick(rng, ask), answer=pick(rng, answer))
+
+
+def unknown(rng: random.Random, lang: str) -> Exchange:
+    """A question about the wide world, which the model admits not to know."""
+    text = phrases(f"unknown_{lang}")
+    slots = {name: rng.choice(values) for name, values in text.items() if name not in ("ask", "answer")}
+    return Exchange(topic="unknown", user=pick(rng, text["ask"], **slots), answer=pick(rng, text["answer"]))
+
+
+def any_topic(rng: random.Random, lang: str) -> Exchange:
+    """A single exchange from the whole world of the model."""
+    if rng.random() < 0.28:
+        return roughen(rng, lang, talk(rng, lang))
+    return roughen(rng, lang, rng.choices([t for _, t in SINGLE], [w for w, _ in SINGLE])[0](rng, lang))
