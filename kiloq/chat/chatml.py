@@ -65,7 +65,7 @@ QWEN2_5 = ChatFormat(
 QWEN3 = dataclasses.replace(QWEN2_5, name="qwen3", default_system=None, thinking="hybrid")
 
 # A literal system turn inside a template: the default system prompt. The newline is escaped or real.
-_DEFAULT_SYSTEM = re.compile(r"<\|im_start\|>system(?:\\n|\n)([^'\"{}]*?)<\|im_end\|>")
+_DEFAULT_SYSTEM = re.compile(r"<\|im_start\|>system(?:\\n|\n)((?:(?!\{\{|\{%)[^'\"<])*)<\|im_end\|>")
 
 
 def chat_format_for(family: str, folder: Path | None = None) -> ChatFormat:
@@ -86,7 +86,10 @@ def chat_format_for(family: str, folder: Path | None = None) -> ChatFormat:
     thinking: Thinking = "hybrid" if "enable_thinking" in template else "always" if "<think>" in end else "none"
     if "<tools>" not in template:
         fmt = QWEN2
-    return dataclasses.replace(fmt, default_system=default[1] if default else None, thinking=thinking)
+    system = (
+        default[1].replace("\\n", "\n").replace("\\\\", "\\") if default else None
+    )  # a string of the template's source
+    return dataclasses.replace(fmt, default_system=system, thinking=thinking)
 
 
 def render(

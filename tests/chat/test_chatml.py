@@ -193,6 +193,12 @@ def test_the_format_of_a_family_is_made_precise_by_its_template(tmp_path: Path) 
     assert chat_format_for("qwen2", write_template(tmp_path, system_turn(alibaba) + "<tools>")) == QWEN2_5
     named = [{"name": "tool_use", "template": "?"}, {"name": "default", "template": system_turn(helpful[:-1])}]
     assert chat_format_for("qwen2", write_template(tmp_path, named)).default_system == "You are a helpful assistant"
+    math = system_turn("Put your answer within \\\\boxed{}.")
+    assert (
+        chat_format_for("qwen2", write_template(tmp_path, math)).default_system == "Put your answer within \\boxed{}."
+    )
+    given = "<|im_start|>system\n{{ m.content }}<|im_end|>"
+    assert chat_format_for("qwen2", write_template(tmp_path, given)).default_system is None
     end = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n"
     hybrid = "<tools>" + end + "' }}{% if enable_thinking is false %}<think>{% endif %}{% endif %}"
     assert chat_format_for("qwen3", write_template(tmp_path, hybrid)) == QWEN3
