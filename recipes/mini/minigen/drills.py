@@ -3,7 +3,7 @@
 import random
 
 from minigen.exchange import Exchange
-from minigen.numbers import OPERATIONS, SIGNS, compute, operands
+from minigen.numbers import OPERATIONS, compute, operands, worked
 from minigen.templates import LANGUAGES, phrases, pick, rows
 from minigen.words import COLUMN, group_name, join, members
 
@@ -23,7 +23,7 @@ def sums(rng: random.Random, lang: str) -> str:
         a, b = operands(rng, operation)
         result = str(compute(operation, a, b))
         if not Exchange(topic="", user="", answer="", key=f"{operation}:{a}:{b}", expect=result).heldout:
-            lines.append(f"{a} {SIGNS[operation]} {b} = {result}")
+            lines.append(f"{worked(operation, a, b)} = {result}")
     return "\n".join(lines)
 
 

@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 
 from minigen.exchange import Exchange
-from minigen.numbers import SIGNS, compute
+from minigen.numbers import compute, worked
 from minigen.templates import LANGUAGES, phrases, pick, rows
 from minigen.words import COLUMN, members, sentence
 
@@ -75,9 +75,9 @@ def next_step(rng: random.Random, lang: str, value: int) -> Exchange:
         operation = "add"
     result = compute(operation, value, n)
     user = pick(rng, phrases(f"memory_{lang}")[f"then_{operation}"], n=n)
-    answer = pick(rng, phrases(f"ask_{lang}")["result"], formula=f"{value} {SIGNS[operation]} {n}", result=result)
+    answer = pick(rng, phrases(f"ask_{lang}")["result"], formula=worked(operation, value, n), result=result)
     key = f"{operation}:{value}:{n}"
-    return Exchange(topic="chain", user=user, answer=answer, key=key, expect=str(result), value=str(result))
+    return Exchange(topic="chain", user=user, answer=answer, key=key, expect=f"= {result}", value=str(result))
 
 
 def say_in(rng: random.Random, lang: str, entry: Sequence[str], used: str) -> Exchange:

@@ -17,6 +17,20 @@ def compute(operation: str, a: int, b: int) -> int:
     return {"add": a + b, "subtract": a - b, "multiply": a * b}[operation]
 
 
+def worked(operation: str, a: int, b: int) -> str:
+    """A calculation up to its last equals sign; with two digits on both sides it goes by tens and ones.
+
+    A small model cannot see a carry in advance, but it can write down the two easy steps.
+    """
+    text = f"{a} {SIGNS[operation]} {b}"
+    tens, ones = b - b % 10, b % 10
+    if a < 10 or max(a, b) > 99 or not tens or not ones or compute(operation, a, b) < 0:
+        return text
+    if operation == "add" and a % 10:
+        return f"{text} = {a - a % 10 + tens} + {a % 10 + ones}"
+    return f"{text} = {a - tens} - {ones}" if operation == "subtract" else text
+
+
 def operands(rng: random.Random, operation: str) -> tuple[int, int]:
     """Two numbers inside the world of the model: sums and differences up to 100, the tables up to 12."""
     if operation == "add":
@@ -35,9 +49,9 @@ def arithmetic(rng: random.Random, lang: str) -> Exchange:
     a, b = operands(rng, operation)
     result, words = compute(operation, a, b), phrases(f"ask_{lang}")
     user = pick(rng, words[operation] + words["calculate"], a=a, b=b, formula=formula(rng, operation, a, b))
-    answer = pick(rng, words["result"], formula=f"{a} {SIGNS[operation]} {b}", result=result)
+    answer = pick(rng, words["result"], formula=worked(operation, a, b), result=result)
     key = f"{operation}:{a}:{b}"
-    return Exchange(topic="arithmetic", user=user, answer=answer, key=key, expect=str(result), value=str(result))
+    return Exchange(topic="arithmetic", user=user, answer=answer, key=key, expect=f"= {result}", value=str(result))
 
 
 def spoken(rng: random.Random, lang: str) -> Exchange:
@@ -48,7 +62,7 @@ def spoken(rng: random.Random, lang: str) -> Exchange:
     a, b = (max(a, b), min(a, b)) if operation == "subtract" else (a, b)
     words, result = phrases(f"ask_{lang}"), compute(operation, a, b)
     user = pick(rng, words[f"{operation}_words"], a=words["numerals"][a], b=words["numerals"][b])
-    answer = pick(rng, words["result"], formula=f"{a} {SIGNS[operation]} {b}", result=result)
+    answer = pick(rng, words["result"], formula=worked(operation, a, b), result=result)
     return Exchange(topic="spoken", user=user, answer=answer, key=f"{operation}:{a}:{b}", expect=str(result))
 
 
@@ -89,7 +103,7 @@ def word_problem(rng: random.Random, lang: str) -> Exchange:
     words, result = phrases(f"ask_{lang}"), compute(operation, a, b)
     name, thing = rng.choice(words["names"]), rng.choice(words["countable"])
     user = pick(rng, words[f"problem_{operation}"], a=a, b=b, name=name, thing=thing)
-    text = f"{a} {SIGNS[operation]} {b} = {result}"
+    text = f"{worked(operation, a, b)} = {result}"
     answer = pick(rng, words["problem_answer"], formula=text, result=result, name=name, thing=thing)
     return Exchange(topic="word_problem", user=user, answer=answer, key=f"{operation}:{a}:{b}", expect=str(result))
 

@@ -1,6 +1,7 @@
 """Conversations under a system prompt: another name, another language, one-word answers."""
 
 import random
+from dataclasses import replace
 
 from minigen import numbers, words
 from minigen.exchange import Message, Sample, draw
@@ -15,6 +16,7 @@ def persona(rng: random.Random, lang: str, *, heldout: bool) -> Sample:
         system, turns = _named(rng, lang)
     elif kind == "short":
         exchange = draw(rng, lang, rng.choice((numbers.arithmetic, words.capitals, words.opposites)), heldout=heldout)
+        exchange = replace(exchange, expect=exchange.expect.removeprefix("= "))
         system, turns = pick(rng, text["short_system"]), [(exchange.user, exchange.expect)]
     elif kind == "language":
         system, turns = _other_language(rng, lang)

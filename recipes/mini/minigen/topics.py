@@ -9,7 +9,7 @@ from minigen.templates import phrases, pick, talk_section
 
 # Shares of single-turn topics. Arithmetic and translation have the largest worlds, so they need the most samples.
 SINGLE: tuple[tuple[int, Topic], ...] = (
-    (16, numbers.arithmetic),
+    (24, numbers.arithmetic),
     (3, numbers.spoken),
     (4, numbers.beyond),
     (3, numbers.word_problem),
@@ -19,7 +19,7 @@ SINGLE: tuple[tuple[int, Topic], ...] = (
     (3, numbers.calendar),
     (7, words.capitals),
     (4, words.opposites),
-    (12, words.translation),
+    (18, words.translation),
     (4, words.grouping),
     (4, words.letters),
     (6, reading.extraction),
