@@ -1,5 +1,6 @@
 """Losses: hidden states and targets in, one number and its gradients out. The full logits are never held."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,14 +15,15 @@ ChunkLoss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def chunked_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, rows: int = 512, chunk_loss: ChunkLoss | None = None
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, rows: int | None = None, chunk_loss: ChunkLoss | None = None
 ) -> Tensor:
-    """Cross entropy summed over trained tokens, `rows` tokens at a time.
+    """Cross entropy summed over trained tokens, `rows` tokens at a time (None: what suits vocabulary and device).
 
     hidden: [T, h], weight: [V, h] (the head), targets: [T] with IGNORE -> scalar fp32. The products run in hidden's
     dtype, the softmax in fp32. Gradients are computed in the forward pass, so a chunk's logits live only once.
     """
     chunk_loss = chunk_loss or softmax_loss
+    rows = rows or chunk_rows(len(weight), hidden.device)
     if not torch.is_grad_enabled():
         head = weight.to(hidden.dtype)
         starts = range(0, len(targets), rows)
@@ -31,6 +33,12 @@ def chunked_cross_entropy(
         )
     loss: Tensor = _ChunkedCrossEntropy.apply(hidden, weight, targets, rows, chunk_loss)  # type: ignore[no-untyped-call]
     return loss
+
+
+def chunk_rows(vocab_size: int, device: torch.device) -> int:
+    """Tokens of a chunk, a power of two: logits of about 8 MB in fp32, or 256 MB on a GPU, where launches cost more."""
+    values = 2**21 if device.type == "cpu" else 2**26
+    return 1 << int(math.log2(max(32, values / vocab_size)))
 
 
 def softmax_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

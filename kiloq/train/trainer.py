@@ -203,7 +203,7 @@ class Trainer:
             device=self.device,
             block=256 if self.compiled and self.device == "cpu" else None,
         )
-        with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
+        with torch.autocast(torch.device(self.device).type, self.dtype, enabled=self.dtype != torch.float32):
             hidden = self.hidden(ids, self.model.rotation(positions), attend).to(self.dtype)
         return chunked_cross_entropy(hidden, head_weight(self.model), targets, chunk_loss=self.chunk_loss)
 
@@ -230,6 +230,7 @@ class Trainer:
     def _stopping_on_signals(self) -> Iterator[None]:
         def ask(number: int, frame: object) -> None:
             self.stop_asked = True
+            signal.signal(number, signal.SIG_DFL)  # asked twice, it stops at once; the state on disk is whole
 
         try:
             before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
