@@ -91,6 +91,7 @@ class Scheduler:
         if self.num_preempted == preempted:
             while budget and (newcomer := self._admit()) is not None:
                 budget -= self._plan(newcomer, budget, works)
+        assert works or not self.has_work, "there is work, but none was found"
         return works
 
     def commit(self, works: Items[Work]) -> None:
