@@ -7,6 +7,7 @@ import argparse
 import json
 import math
 import random
+import re
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
@@ -98,13 +99,18 @@ def questions(run: Path, assets: Path) -> None:
         results.append(llm.chat(row["messages"][:-1], params, tools=row["tools"]))
     right: dict[str, list[int]] = defaultdict(list)
     for row, result in zip(asked, results, strict=True):
-        correct = str(row["expect"]).lower() in result.text.lower()
+        correct = contains(result.text, str(row["expect"]))
         for name in (row["topic"].split("/")[0], f"language {row['lang']}", "all"):
             right[name].append(int(correct))
     table = {name: {"asked": len(marks), "right": sum(marks)} for name, marks in sorted(right.items())}
     write_json(assets / "questions.json", table)
     for name, line in table.items():
         print(f"{name:24} {line['right']:5} of {line['asked']:5}  {line['right'] / line['asked']:.0%}")
+
+
+def contains(answer: str, expected: str) -> bool:
+    """Whether the expected words stand in the answer; a number must not be part of a longer one."""
+    return re.search(rf"(?<!\d){re.escape(expected)}(?!\d)", answer, re.IGNORECASE) is not None
 
 
 def has_tools(row: Row) -> bool:
