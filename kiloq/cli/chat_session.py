@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kiloq.chat import Message, parse_messages
+from kiloq.chat import Message, parse_messages, parse_reply
 from kiloq.cli.chat_commands import help_text, parse_line, parse_seed, parse_settings
 from kiloq.engine import SamplingParams
 from kiloq.errors import DataError, RequestError
@@ -82,7 +82,9 @@ class ChatSession:
         self.write("\n")
         if self.stop_requested:
             self.say("(stopped; what was said is kept)")
-        self.messages += [question, Message(role="assistant", content="".join(said), token_ids=tuple(ids))]
+        reply = parse_reply("".join(said), self.llm.format)
+        answer = Message(role="assistant", content=reply.content, reasoning=reply.reasoning, token_ids=tuple(ids))
+        self.messages += [question, answer]
 
     def opening(self) -> list[Message]:
         """The system prompt as messages: none leaves it to the model's own format."""
@@ -150,7 +152,11 @@ def read_conversation(path: Path) -> tuple[str | None, list[Message]]:
 
 def write_conversation(path: Path, messages: Sequence[Message]) -> None:
     """Save messages as the JSON list that every OpenAI-shaped door reads; never leaves half a file."""
-    rows = [{"role": message.role, "content": message.content} for message in messages]
+    rows = [
+        {"role": message.role, "content": message.content}
+        | ({"reasoning_content": message.reasoning} if message.reasoning else {})
+        for message in messages
+    ]
     part = path.with_name(path.name + ".part")
     try:
         part.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -27,7 +27,7 @@ class Terminal:
             ["-m", "kiloq", "chat", *arguments],
             env=ENVIRONMENT,
             encoding="utf-8",
-            timeout=300,
+            timeout=120,
             dimensions=(40, 200),
         )
         self.greeting = self.printed()

@@ -1,0 +1,120 @@
+"""A conversation with a real engine, without a terminal."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kiloq.cli.chat_session import ChatSession, read_conversation
+from kiloq.engine import LLM
+from kiloq.errors import DataError, RequestError
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_model: Path) -> LLM:
+    return LLM(tiny_model)
+
+
+@pytest.fixture
+def start(llm: LLM) -> Callable[..., tuple[ChatSession, list[str], list[str]]]:
+    """A session that begins with the given settings, and what it writes and says."""
+
+    def make(**conf: object) -> tuple[ChatSession, list[str], list[str]]:
+        written: list[str] = []
+        said: list[str] = []
+        session = ChatSession(llm=llm, write=written.append, say=said.append, clear_screen=lambda: None, conf=conf)
+        return session, written, said
+
+    return make
+
+
+def test_what_is_written_is_what_is_kept(start: Callable[..., tuple[ChatSession, list[str], list[str]]]) -> None:
+    session, written, _ = start(seed=1)
+    assert session.handle("hello")
+    assert [message.role for message in session.messages] == ["user", "assistant"]
+    assert "".join(written) == session.messages[1].content + "\n"
+
+
+def test_a_second_turn_computes_only_what_is_new(
+    start: Callable[..., tuple[ChatSession, list[str], list[str]]], llm: LLM
+) -> None:
+    session, _, _ = start(seed=1, max_tokens=20, ignore_eos=True)
+    session.handle("a long question " * 8)
+    before = llm.engine.stats.computed_tokens
+    session.handle("why?")
+    computed = llm.engine.stats.computed_tokens - before
+    prompt_ids, _ = llm.prompt_of(session.messages[:-1])
+    answer_ids = session.messages[-1].token_ids
+    assert answer_ids is not None
+    assert len(prompt_ids) > 100
+    assert computed < len(answer_ids) + 60
+
+
+def test_a_stopped_answer_keeps_its_ids_and_the_chat_goes_on(
+    start: Callable[..., tuple[ChatSession, list[str], list[str]]], llm: LLM
+) -> None:
+    session, written, said = start(seed=1, max_tokens=500, ignore_eos=True)
+    keep = session.write
+    session.write = lambda text: (keep(text), session.stop())[0]
+    session.handle("hello")
+    assert "stopped" in said[-1]
+    ids = session.messages[1].token_ids
+    assert ids is not None
+    assert 0 < len(ids) < 500
+    assert llm.tokenizer.decode(ids, skip_special=True) == "".join(written).removesuffix("\n")
+    assert llm.engine.stats.running == 0
+    session.handle("go on")
+    assert len(session.messages) == 4
+
+
+def test_a_message_that_is_too_long_changes_nothing(
+    start: Callable[..., tuple[ChatSession, list[str], list[str]]],
+) -> None:
+    session, _, _ = start(max_tokens=4)
+    session.handle("hello")
+    before = list(session.messages)
+    with pytest.raises(RequestError, match="the limit is"):
+        session.handle("word " * 3000)
+    assert session.messages == before
+
+
+def test_settings_that_a_chat_cannot_honour_are_refused(
+    start: Callable[..., tuple[ChatSession, list[str], list[str]]],
+) -> None:
+    session, _, _ = start()
+    with pytest.raises(RequestError, match="n has no meaning in a chat"):
+        session.handle(":conf n=2")
+    assert session.conf == {}
+
+
+def test_a_chat_is_saved_and_read_back(
+    start: Callable[..., tuple[ChatSession, list[str], list[str]]], tmp_path: Path
+) -> None:
+    session, _, _ = start(seed=2, max_tokens=4)
+    with pytest.raises(RequestError, match="name one, such as"):
+        session.handle(":save")
+    session.handle(":system 簡潔に。")
+    session.handle("你好")
+    session.handle(f":save {tmp_path / 'talk.json'}")
+    session.handle("again")
+    session.handle(":save")
+    system, messages = read_conversation(tmp_path / "talk.json")
+    assert system == "簡潔に。"
+    assert [(one.role, one.content) for one in messages] == [(one.role, one.content) for one in session.messages]
+    assert [path.name for path in tmp_path.iterdir()] == ["talk.json"]
+
+
+@pytest.mark.parametrize("content", ["{", "3", '[{"role": "king", "content": ""}]', None])
+def test_a_file_that_is_no_chat_is_named(content: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "talk.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(DataError, match=str(path)):
+        read_conversation(path)
+
+
+def test_a_saved_chat_of_only_a_system_prompt_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "talk.json"
+    path.write_text(json.dumps([{"role": "system", "content": "Be brief."}]))
+    assert read_conversation(path) == ("Be brief.", [])
