@@ -4,13 +4,14 @@ import dataclasses
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import overload
 
 import torch
 
-from kiloq.chat import Message, Tool, chat_format_for, parse_messages, parse_tools, render, trim_history
+from kiloq.chat import ChatFormat, Message, Tool, chat_format_for, parse_messages, parse_tools, render, trim_history
 from kiloq.checkpoint import bundled, load_model, open_checkpoint
 from kiloq.errors import KiloqError, RequestError
 
@@ -86,10 +87,10 @@ class LLM:
         limits = EngineConfig(
             max_context=max_context, max_batch=max_batch, kv_dtype=kv_dtype, kv_memory=kv_memory, seed=seed
         )
+        self._folder = checkpoint.folder
         self.config = checkpoint.config
         self.tokenizer = checkpoint.tokenizer
         self.generation = checkpoint.generation
-        self.format = chat_format_for(checkpoint.config.family, checkpoint.folder)
         self.model = load_model(checkpoint, dtype=dtype, device=device)
         self.engine = Engine(
             self.model,
@@ -98,6 +99,11 @@ class LLM:
             stop_ids=checkpoint.generation.stop_ids,
         )
         self._readers: dict[str, Callable[[Event], None]] = {}  # who waits for which request
+
+    @cached_property
+    def format(self) -> ChatFormat:
+        """How conversations are laid out; CheckpointError for a model whose template is not ChatML."""
+        return chat_format_for(self.config.family, self._folder)
 
     def generate(
         self, prompts: str | Sequence[str] | Sequence[Sequence[int]], params: SamplingParams | None = None

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from kiloq.chat import Message
+from kiloq.checkpoint import convert_checkpoint, open_checkpoint
 from kiloq.engine import LLM, SamplingParams
-from kiloq.errors import NumericsError, RequestError
+from kiloq.errors import CheckpointError, NumericsError, RequestError
 
 QUESTION = [{"role": "user", "content": "hi"}]
 
@@ -174,3 +175,13 @@ def test_bfloat16_answers_too(checkpoint: Path) -> None:
 def test_parameters_are_read_without_torch() -> None:
     code = "import sys, kiloq.engine.params, kiloq.engine; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_model_whose_template_is_not_chatml_still_continues_text(checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "distilled"
+    convert_checkpoint(open_checkpoint(checkpoint), folder, family="qwen2")
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    llm = LLM(folder, device="cpu")
+    assert llm.generate("abc", SamplingParams(max_tokens=2, ignore_eos=True))[0].usage.completion_tokens == 2
+    with pytest.raises(CheckpointError, match="not ChatML"):
+        llm.chat(QUESTION)
