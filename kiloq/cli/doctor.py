@@ -124,7 +124,9 @@ def examine_companions(torch_version: str) -> Iterator[Finding]:
                 f"what imports it. kiloq does not need it: pip uninstall {name}"
             )
             yield Finding("trap", text, "problem")
-    cuda_packages = [d.name for d in metadata.distributions() if d.name and d.name.lower().startswith("nvidia-")]
+    cuda_packages = [
+        d.name for d in metadata.distributions() if d.name and d.name.lower().startswith(("nvidia-", "nvidia_"))
+    ]
     if build == "cpu" and cuda_packages:
         text = f"{len(cuda_packages)} CUDA packages (nvidia-*) are installed, but torch is a CPU build and uses none"
         yield Finding("trap", text, "note")

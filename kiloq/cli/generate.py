@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from kiloq.chat import Message
 from kiloq.cli.batch_file import AnswerFile, Answers, AnswerStream, Job, read_jobs
-from kiloq.cli.options import ModelOptions, SamplingOptions
+from kiloq.cli.options import ModelOptions, SamplingOptions, refuse_option
 from kiloq.cli.terminal import progress, say
 from kiloq.engine import SamplingParams
 from kiloq.errors import DataError, KiloqError, RequestError
@@ -28,7 +28,8 @@ def generate(
         str,
         Parameter(
             help='JSON lines with "prompt" (continued as it stands) or "messages" (answered), and if wanted "id" and '
-            "sampling such as temperature or max_tokens; `-` is standard input."
+            "sampling such as temperature or max_tokens; `-` is standard input.",
+            allow_leading_hyphen=True,
         ),
     ],
     /,
@@ -49,6 +50,7 @@ def generate(
     skip_bad: Annotated[bool, Parameter(negative="", help="Leave faulty lines out instead of stopping.")] = False,
 ) -> None:
     """Answer a file of prompts, in their order."""
+    refuse_option(prompts)
     if batch_size < 1:
         raise RequestError(f"--batch-size is {batch_size}; it must be at least 1.")
     jobs = read_input(prompts, skip_bad=skip_bad)

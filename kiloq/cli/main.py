@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
-from kiloq.cli.options import ModelOptions, SamplingOptions, System
+from kiloq.cli.options import ModelOptions, SamplingOptions, System, refuse_option
 from kiloq.errors import KiloqError
 
 # name: (where it lives, what it does, an example that works). The help page of `kiloq` shows this table
@@ -68,27 +68,30 @@ def build_app() -> App:
 
 
 def ask(
-    question: Annotated[str | None, Parameter(help="What to ask; `-` reads it from standard input.")] = None,
-    /,
-    *,
+    *question: Annotated[
+        str, Parameter(help="What to ask; `-` reads it from standard input.", allow_leading_hyphen=True)
+    ],
     model: ModelOptions = ModelOptions(),  # noqa: B008  # frozen
     sampling: SamplingOptions = SamplingOptions(),  # noqa: B008  # frozen
     system: System = None,
 ) -> None:
     """One question, one answer; without a question, this page."""
-    if question is None:
+    if not question:
         build_app().help_print([])
         return
+    for word in question:
+        refuse_option(word)
+    text = " ".join(question)
     # A mistyped command must not wake a model and be answered as a question.
-    near = get_close_matches(question, [*COMMANDS, *GROUPS], n=1, cutoff=0.75)
+    near = get_close_matches(text, [*COMMANDS, *GROUPS], n=1, cutoff=0.75)
     if near:
         raise CycloptsError(
-            msg=f'there is no command "{question}"; did you mean "{near[0]}"? A question may come through a pipe: '
-            f"echo {question} | kiloq -"
+            msg=f'there is no command "{text}"; did you mean "{near[0]}"? A question may come through a pipe: '
+            f"echo {text} | kiloq -"
         )
     from kiloq.cli.ask import answer
 
-    answer(question, model=model, sampling=sampling, system=system)
+    answer(text, model=model, sampling=sampling, system=system)
 
 
 def run(arguments: Sequence[str]) -> int:

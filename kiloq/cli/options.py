@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import Parameter
+from cyclopts import CycloptsError, Parameter
 
 if TYPE_CHECKING:
     from kiloq.engine import LLM, SamplingParams
@@ -59,3 +59,9 @@ class SamplingOptions:
         from kiloq.engine import SamplingParams
 
         return SamplingParams.for_model(llm.generation, **self.given())
+
+
+def refuse_option(word: str) -> None:
+    """For arguments that may be `-`: anything else that begins with a dash is a mistyped option."""
+    if word.startswith("-") and word != "-":
+        raise CycloptsError(msg=f"there is no option {word}.")
