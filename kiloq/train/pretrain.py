@@ -19,7 +19,7 @@ from .data import PackedBatches, TokenFolder, held_out_batches, write_tokens
 from .optim import OptimConfig, with_steps
 from .recipe import to_toml
 from .run_folder import claim_folder, export
-from .trainer import BatchConfig, LoopConfig, Outcome, Trainer
+from .trainer import BatchConfig, LoopConfig, Outcome, TrainConfig, Trainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +87,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
         model,
         stream,
         folder=folder,
-        batch=config.batch,
-        optim=optim,
-        loop=config.loop,
+        config=TrainConfig(batch=config.batch, optim=optim, loop=config.loop),
         held={n: partial(held_out_batches, f, limit=config.loop.eval_tokens, **size) for n, f in held.items()},
         notes=[f"{model_config.num_parameters:,} parameters, {stream.epoch_tokens:,} tokens an epoch", *changes],
     )

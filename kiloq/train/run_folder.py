@@ -14,8 +14,10 @@ from kiloq.tokenizer import Tokenizer
 
 STATE_FILE = "state.pt"
 
-# What a run that has begun may change: how it goes about its steps, and how far and fast it still moves.
-_FREE = ("loop.", "epochs", "optim.steps", "optim.lr", "optim.floor")
+# What a run that has begun may change: where it lies and how it goes about its steps, which nobody need be told ...
+_SILENT = ("out", "loop.")
+# ... and how far and fast it still moves, which its log tells.
+_TOLD = ("epochs", "optim.steps", "optim.lr", "optim.floor")
 
 
 def claim_folder(folder: Path, recipe: str) -> list[str]:
@@ -28,9 +30,9 @@ def claim_folder(folder: Path, recipe: str) -> list[str]:
     if path.exists() and (folder / STATE_FILE).exists():
         before, now = (_flat(tomllib.loads(text)) for text in (path.read_text(encoding="utf-8"), recipe))
         for key in sorted(before.keys() | now.keys()):
-            if before.get(key) != now.get(key) and not key.startswith("loop."):
+            if before.get(key) != now.get(key) and not key.startswith(_SILENT):
                 changes.append(f"{key} was {before.get(key)}, is {now.get(key)}")
-                if not key.startswith(_FREE):
+                if key not in _TOLD:
                     raise ConfigError(
                         f"{folder} holds a run with other settings: {changes[-1]}. "
                         "Use another out folder, or remove this one."

@@ -18,7 +18,7 @@ from .optim import OptimConfig, with_steps
 from .recipe import to_toml
 from .run_folder import claim_folder, export
 from .samples import Long, Mask, PackedSamples, Sample, Samples
-from .trainer import BatchConfig, LoopConfig, Outcome, Trainer
+from .trainer import BatchConfig, LoopConfig, Outcome, TrainConfig, Trainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +82,7 @@ def sft(config: SftConfig) -> Outcome:
         model,
         stream,
         folder=folder,
-        batch=config.batch,
-        optim=optim,
-        loop=config.loop,
+        config=TrainConfig(batch=config.batch, optim=optim, loop=config.loop),
         held={name: partial(_one_pass, packed, config.loop.eval_tokens) for name, packed in held.items()},
         notes=[f"{samples.tally}; {len(stream):,} rows of an epoch {100 * stream.filled:.1f} % full", *changes],
     )

@@ -64,6 +64,15 @@ class LoopConfig:
     max_minutes: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What the loop needs to know of a recipe."""
+
+    batch: BatchConfig
+    optim: OptimConfig
+    loop: LoopConfig
+
+
 class Batches(Protocol):
     """An endless stream of batches whose place can be saved."""
 
@@ -85,24 +94,22 @@ class Trainer:
         batches: Batches,
         *,
         folder: Path,
-        batch: BatchConfig,
-        optim: OptimConfig,
-        loop: LoopConfig,
+        config: TrainConfig,
         held: Held | None = None,
         notes: Sequence[str] = (),
     ) -> None:
-        self.device = choose_device(loop.device)
-        self.dtype = choose_precision(loop.precision, self.device)
+        self.batch, self.optim, self.loop = config.batch, config.optim, config.loop
+        self.device = choose_device(self.loop.device)
+        self.dtype = choose_precision(self.loop.precision, self.device)
         self.model = model.to(self.device).requires_grad_(True).train()
-        self.model.checkpointing = loop.checkpointing
+        self.model.checkpointing = self.loop.checkpointing
         self.batches, self.folder, self.held = batches, folder, held or {}
-        self.batch, self.optim, self.loop = batch, optim, loop
-        self.optimizer = make_optimizer(model, optim)
+        self.optimizer = make_optimizer(model, self.optim)
         self.notes = notes  # told at the start and kept in the log
         self.progress = Progress()
         self.logged = Progress()  # where the last log line stood
         self.stop_asked = False
-        self.compiled = loop.compile == "on" or (loop.compile == "auto" and can_compile(self.device))
+        self.compiled = self.loop.compile == "on" or (self.loop.compile == "auto" and can_compile(self.device))
         self.hidden, self.chunk_loss = model.forward, softmax_loss
         if self.compiled:
             self.hidden = torch.compile(model.forward, dynamic=False)

@@ -1,9 +1,8 @@
 import json
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from kiloq.model import Transformer
 from kiloq.train.data import Batch, PackedBatches, TokenFolder, held_out_batches, write_tokens
 from kiloq.train.optim import OptimConfig
 from kiloq.train.state import load_state, save_state
-from kiloq.train.trainer import BatchConfig, LoopConfig, Trainer
+from kiloq.train.trainer import BatchConfig, Held, LoopConfig, TrainConfig, Trainer
 
 LOOP = LoopConfig(device="cpu", precision="fp32", compile="off", log_every=1, save_every=3)
 OPTIM = OptimConfig(lr=1e-2, steps=8, warmup_steps=2)
@@ -33,12 +32,14 @@ def make_trainer(tmp_path: Path, corpus: TokenFolder, make_model: Callable[..., 
         name: str = "run",
         *,
         batch: BatchConfig = BatchConfig(seq_len=16, tokens=64),  # noqa: B008  # frozen
-        seed: int = 0,
-        **settings: Any,
+        optim: OptimConfig = OPTIM,
+        loop: LoopConfig = LOOP,
+        held: Held | None = None,
+        notes: Sequence[str] = (),
     ) -> Trainer:
-        stream = PackedBatches([(corpus, 1.0)], seq_len=batch.seq_len, tokens=batch.tokens, seed=seed)
-        settings = {"optim": OPTIM, "loop": LOOP, **settings}
-        return Trainer(make_model(), stream, folder=tmp_path / name, batch=batch, **settings)
+        stream = PackedBatches([(corpus, 1.0)], seq_len=batch.seq_len, tokens=batch.tokens, seed=0)
+        config = TrainConfig(batch=batch, optim=optim, loop=loop)
+        return Trainer(make_model(), stream, folder=tmp_path / name, config=config, held=held, notes=notes)
 
     return make
 
