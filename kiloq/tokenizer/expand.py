@@ -60,7 +60,8 @@ def expand_vocabulary(tokenizer: Tokenizer, words: Mapping[str, int], *, start_i
         raise TokenizerError(f"start_id is {start_id}, but ids below {tokenizer.size} are in use.")
     cut = tuple(word for word in words if len(regex.findall(vocabulary.pattern, word)) > 1)
     known = tuple(word for word in words if word.encode() in vocabulary.ranks)
-    counts = {word: count for word, count in words.items() if word not in {*cut, *known}}
+    left_out = {*cut, *known}
+    counts = {word: count for word, count in words.items() if word not in left_out}
     split = {word: [tokenizer.token_bytes(i) for i in tokenizer.encode(word)] for word in counts}
     ranks = {piece: rank for piece, rank in vocabulary.ranks.items() if rank >= first_special + NUM_SPECIALS}
     num_old = len(ranks)

@@ -53,7 +53,8 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _find(folder: Path) -> Path:
-    extra = _config(folder).get("extra_vocab_file")
+    config = folder / CONFIG_NAME
+    extra = _extra_name(parse_object(_read(config), str(config))) if config.is_file() else None
     found = sorted(file for file in folder.glob("*.tiktoken") if file.name != extra)
     if len(found) > 1:
         found = [file for file in found if file.name == "qwen.tiktoken"] or found
@@ -68,9 +69,10 @@ def _find(folder: Path) -> Path:
     raise TokenizerError(f"{folder} has no vocabulary: no *.tiktoken, tokenizer.json, or vocab.json with merges.txt.")
 
 
-def _config(folder: Path) -> dict[str, object]:
-    file = folder / CONFIG_NAME
-    return parse_object(_read(file), str(file)) if file.is_file() else {}
+def _extra_name(config: Mapping[str, object]) -> str | None:
+    """The file of learned pieces that a saved folder names; whatever path it once had, it lies in the folder."""
+    name = config.get("extra_vocab_file")
+    return Path(name).name if isinstance(name, str) else None
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -87,8 +89,10 @@ def _write(path: Path, data: bytes) -> None:
 
 def _read(path: Path) -> bytes:
     try:
-        if path.is_file() and (size := path.stat().st_size) > _MAX_BYTES:
+        if (size := path.stat().st_size) > _MAX_BYTES:
             raise TokenizerError(f"{path} has {size:,} bytes; a vocabulary file has at most {_MAX_BYTES:,}.")
+        if not path.is_file():
+            raise TokenizerError(f"{path} cannot be read: it is not a file.")
         return path.read_bytes()
     except OSError as error:
         raise TokenizerError(f"{path} cannot be read: {error.strerror}.") from error
@@ -96,12 +100,14 @@ def _read(path: Path) -> bytes:
 
 def _read_tiktoken(path: Path, files: dict[str, bytes], extra_vocab: Path | None) -> Vocabulary:
     files[path.name] = _read(path)
-    config = parse_object(files.get(CONFIG_NAME, b"{}"), CONFIG_NAME)
-    if extra_vocab is None and isinstance(named := config.get("extra_vocab_file"), str):
-        extra_vocab = path.parent / Path(named).name
+    config = parse_object(files.get(CONFIG_NAME, b"{}"), str(path.parent / CONFIG_NAME))
+    if extra_vocab is None and (named := _extra_name(config)):
+        extra_vocab = path.parent / named
     ranks = parse_ranks(files[path.name], str(path))
     num_ranks = _length_of_first_run(ranks, str(path))
     if extra_vocab is not None:
+        if extra_vocab.name == path.name:
+            raise TokenizerError(f"{extra_vocab} has the name of the vocabulary itself; rename it to save both.")
         files[extra_vocab.name] = _read(extra_vocab)
         first_free = max(num_ranks + NUM_SPECIALS, max(ranks.values(), default=0) + 1)
         _add_extra(ranks, parse_ranks(files[extra_vocab.name], str(extra_vocab)), first_free, str(extra_vocab))

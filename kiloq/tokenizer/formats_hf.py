@@ -38,10 +38,10 @@ def read_tokenizer_json(where: str, data: bytes, files: Mapping[str, bytes]) -> 
     merges = [_pair(pair, where) for pair in _array(model.get("merges"), f"{where}: model.merges")]
     special, kept = _added(where, _array(top.get("added_tokens") or [], f"{where}: added_tokens"))
     more_special, more_kept = _added_beside(where, files)
+    kept |= more_kept - special.keys()
     for name, token_id in more_special.items():
         if special.setdefault(name, token_id) != token_id:
             raise TokenizerError(f"{where} gives {name} the id {special[name]}, but {CONFIG_NAME} says {token_id}.")
-    kept |= more_kept - special.keys()
     return Vocabulary(
         name=where,
         ranks=ranks_of_merges(ids, merges, special, where),
@@ -57,7 +57,7 @@ def parse_object(data: bytes, where: str) -> JsonObject:
     """A JSON object, or one error that names the file."""
     try:
         return _object(json.loads(_text(data, where)), where)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise TokenizerError(f"{where} is not JSON: {error}.") from error
 
 
@@ -83,7 +83,7 @@ def ranks_of_merges(
         if token in made:
             continue
         if token not in ids or left not in made or right not in made:
-            lost = next(part for part in (token, left, right) if part not in ids or part not in made or part == token)
+            lost = next((part for part in (left, right) if part not in made), token)
             raise TokenizerError(f"{where} merges {left!r} and {right!r}, but {lost!r} is not a known token by then.")
         if ids[token] <= last:
             raise TokenizerError(

@@ -133,6 +133,12 @@ def test_an_extra_file_may_not_take_ids_in_use_and_known_pieces_keep_theirs(
     assert tokenizer.encode("猫咪") == [601]
 
 
+def test_an_extra_file_of_the_same_name_is_refused(small_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "small.tiktoken").write_bytes(dump_ranks({"猫咪".encode(): 600}))
+    with pytest.raises(TokenizerError, match="rename it"):
+        Tokenizer.load(small_folder, extra_vocab=tmp_path / "small.tiktoken")
+
+
 def test_only_a_tiktoken_vocabulary_can_be_expanded(json_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"only a .tiktoken vocabulary can"):
         expand_vocabulary(Tokenizer.load(json_folder), WORDS)

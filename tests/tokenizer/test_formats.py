@@ -107,6 +107,16 @@ def test_a_missing_half_or_an_empty_folder_says_what_was_looked_for(tmp_path: Pa
         Tokenizer.load(tmp_path / "notes.txt")
 
 
+def test_a_cut_file_is_noticed_unless_whole_lines_are_missing(tmp_path: Path) -> None:
+    whole = dump_ranks({**BYTES, b"ab": 256, b"abab": 257})
+    for length in range(len(whole) - 30, len(whole) - 1):
+        if whole[length - 1 : length] == b"\n" or whole[length : length + 1] == b"\n":
+            continue
+        (tmp_path / "cut.tiktoken").write_bytes(whole[:length])
+        with pytest.raises(TokenizerError, match=r"cut.tiktoken"):
+            Tokenizer.load(tmp_path)
+
+
 def test_two_vocabularies_in_one_folder_are_a_question(tmp_path: Path) -> None:
     for name in ("one.tiktoken", "two.tiktoken"):
         (tmp_path / name).write_bytes(dump_ranks(BYTES))

@@ -93,6 +93,15 @@ def test_added_tokens_beside_the_vocabulary_are_read(
         _ = tokenizer.im_start_id
 
 
+def test_the_config_adds_tokens_to_tokenizer_json(top: Json, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**top, "added_tokens": top["added_tokens"][:3]}))
+    added = {"392": {"content": "<|endoftext|>", "special": False}, "400": {"content": "<think>", "special": False}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.special_tokens["<think>"] == 400
+    assert tokenizer.control_ids == {392, 393, 394}  # tokenizer.json has the last word on its own tokens
+
+
 def test_the_older_added_tokens_file_is_read(tmp_path: Path, small: Tokenizer, write_vocab_and_merges: Writer) -> None:
     write_vocab_and_merges(tmp_path, small.vocabulary.ranks)
     (tmp_path / "added_tokens.json").write_text('{"<|endoftext|>": 392, "<|im_start|>": 393, "<|im_end|>": 394}')
@@ -156,7 +165,13 @@ def test_a_damaged_tokenizer_json_is_one_clear_error(
 
 @pytest.mark.parametrize(
     ("data", "complaint"),
-    [(b"{", "is not JSON"), (b"[" * 200_000, "is not JSON"), (b"[]", "where an object"), (b"\xff{}", "not UTF-8")],
+    [
+        (b"{", "is not JSON"),
+        (b"[" * 200_000, "is not JSON"),
+        (b"[]", "where an object"),
+        (b"[" + b"9" * 5000 + b"]", "is not JSON"),
+        (b"\xff{}", "not UTF-8"),
+    ],
 )
 def test_what_is_no_json_object_is_one_clear_error(tmp_path: Path, data: bytes, complaint: str) -> None:
     (tmp_path / "tokenizer.json").write_bytes(data)

@@ -71,6 +71,11 @@ def test_pieces_do_not_cross_the_cuts_of_the_pattern() -> None:
     assert not {b"12", b"a.", b"a.b"} & ranks.keys()
 
 
+@pytest.mark.parametrize("run", ["a" * 10**6, " " * 10**6, "=" * 10**6, "\t " * 300_000, "中文" * 200_000])
+def test_a_million_equal_characters_teach_the_same_pieces_as_a_thousand(run: str) -> None:
+    assert train_tokenizer([f"x{run}y"], 467) == train_tokenizer([f"x{run[:1000]}y"], 467)
+
+
 def test_decomposed_text_teaches_composed_pieces() -> None:
     decomposed = unicodedata.normalize("NFD", "한국어 é " * 20)
     assert train_tokenizer([decomposed], 470) == train_tokenizer([unicodedata.normalize("NFC", decomposed)], 470)
