@@ -12,6 +12,10 @@ DEMONSTRATION = (
     "This is kiloq-mini-chat, a small demonstration model that knows little. For a real one: -m Qwen/Qwen3-0.6B"
 )
 
+Model = Annotated[
+    str | None,
+    Parameter(name=["--model", "-m"], help="A folder or a hub id; without it, the bundled demonstration model."),
+]
 System = Annotated[str | None, Parameter(name=["--system", "-s"], help="The system prompt.")]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the result as JSON.")]
 
@@ -21,10 +25,7 @@ Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the res
 class ModelOptions:
     """Which model, and how it is held in memory."""
 
-    model: Annotated[
-        str | None,
-        Parameter(name=["--model", "-m"], help="A folder or a hub id; without it, the bundled demonstration model."),
-    ] = None
+    model: Model = None
     device: Annotated[str, Parameter(help="cpu, cuda, cuda:1, or auto.")] = "auto"
     dtype: Annotated[str, Parameter(help="float32, bfloat16, float16, or auto (as stored).")] = "auto"
     max_context: Annotated[

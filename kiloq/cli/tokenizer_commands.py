@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
-from kiloq.cli.options import Json
+from kiloq.cli.options import Json, Model
 from kiloq.errors import TokenizerError
 
 if TYPE_CHECKING:
@@ -16,13 +16,6 @@ if TYPE_CHECKING:
 
 app = App(name="tokenizer", help="Train, expand and inspect vocabularies.")
 
-Model = Annotated[
-    str | None,
-    Parameter(
-        name=["--model", "-m"],
-        help="A folder, a vocabulary file or a hub id; without it, the bundled demonstration model.",
-    ),
-]
 Output = Annotated[Path, Parameter(name=["--output", "-o"], help="The .tiktoken file to write.")]
 
 

@@ -6,15 +6,13 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from kiloq.cli.options import Model
+
 app = App(name="train", help="Train a model from a recipe; look at training data.")
 
 Overrides = Annotated[
     tuple[str, ...],
     Parameter(name="--set", negative=(), help="Change a setting of the recipe, a.b=value; may be repeated."),
-]
-Model = Annotated[
-    str | None,
-    Parameter(name=["--model", "-m"], help="A folder or a hub id; without it, the bundled demonstration model."),
 ]
 
 
