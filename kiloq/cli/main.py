@@ -9,6 +9,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from kiloq.cli.options import ModelOptions, SamplingOptions, System, refuse_option
+from kiloq.cli.terminal import mend_streams
 from kiloq.errors import KiloqError
 
 # name: (where it lives, what it does, an example that works). The help page of `kiloq` shows this table
@@ -96,6 +97,7 @@ def ask(
 
 def run(arguments: Sequence[str]) -> int:
     """Carry out one command line; the exit code. Results go to stdout, everything else to stderr."""
+    mend_streams()
     try:
         result = build_app()(arguments, exit_on_error=False, print_error=False)
         sys.stdout.flush()

@@ -1,10 +1,23 @@
 """Text to a person or a pipe: results to stdout, talk to stderr, Ctrl-C, progress. Knows no command."""
 
+import io
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
+
+
+def mend_streams() -> None:
+    """A closed standard stream becomes an empty one; bytes and characters that do not fit are replaced, not fatal."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  # it lives as long as the program
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def write(text: str) -> None:

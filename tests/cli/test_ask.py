@@ -33,3 +33,13 @@ def test_a_dash_reads_the_question_from_stdin(
 def test_an_empty_question_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([" "]) == 1
     assert "the question is empty" in capsys.readouterr().err
+
+
+def test_closed_streams_and_bytes_that_are_no_text_are_not_fatal(
+    tiny_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    assert run(["-", "-m", str(tiny_model)]) == 1
+    assert "the question is empty" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff hi\n"), encoding="utf-8"))
+    assert run(["chat", "-m", str(tiny_model), "--max-tokens", "3"]) == 0
