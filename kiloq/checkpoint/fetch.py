@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 # In a downloaded folder: its large files were compared with the hub's sha256 once.
 VERIFIED = ".kiloq-verified"
 
-_SMALL = ("*.json", "*.tiktoken", "merges.txt", "LICENSE*", "NOTICE*")
+_SMALL = ("*.json", "*.tiktoken", "merges.txt", "chat_template.jinja", "LICENSE*", "NOTICE*")
 _WEIGHTS = "*.safetensors"
 _OLD_WEIGHTS = "pytorch_model*.bin"  # taken only where there is no safetensors
 
