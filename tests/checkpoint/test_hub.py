@@ -260,6 +260,7 @@ def test_modelscope_ids_come_from_there_and_once(hub: FakeHub, person: Person) -
         "config.json",
         "generation_config.json",
         "qwen.tiktoken",
+        "chat_template.jinja",
         "LICENSE",
         "model.safetensors",
         ".kiloq-verified",
