@@ -1,4 +1,4 @@
-"""What all tests share: where the optional reference data lies, and one thread so that results repeat."""
+"""What all tests share: where the optional reference data lies, and two threads, so that results repeat."""
 
 import os
 from pathlib import Path

@@ -14,6 +14,7 @@ from kiloq.checkpoint import convert_checkpoint, open_checkpoint
 from kiloq.engine import LLM, SamplingParams
 from kiloq.errors import CheckpointError, NumericsError, RequestError
 
+VOCAB = 20  # alternatives asked for
 QUESTION = [{"role": "user", "content": "hi"}]
 
 
@@ -51,9 +52,11 @@ def test_more_prompts_than_run_at_once_keep_their_order(llm: LLM) -> None:
     assert [bytes(result.prompt_ids).decode() for result in llm.generate(prompts, params)] == prompts
 
 
-def test_the_models_own_defaults_apply_without_params(llm: LLM) -> None:
-    (result,) = llm.generate("abc")
-    assert result.usage.completion_tokens <= 24
+def test_the_models_own_defaults_apply_without_params(checkpoint: Path) -> None:
+    one, other = (LLM(checkpoint, dtype="float32", device="cpu") for _ in range(2))
+    params = SamplingParams.for_model(other.generation)
+    assert (params.max_tokens, params.top_p) == (24, 0.8)  # what the folder's generation_config.json says
+    assert one.generate("abc") == other.generate("abc", params)
 
 
 @pytest.mark.parametrize("stop", [(), ("e",), ("xy", "ab")])
@@ -153,7 +156,9 @@ def test_completed_answers_come_with_their_numbers_and_errors_in_place(llm: LLM)
     outcomes = dict(llm.as_completed(prompts()))
     assert sorted(outcomes) == list(range(30))
     assert isinstance(outcomes.pop(7), RequestError)
-    assert all(outcome.choices[0].finish_reason in ("stop", "length") for outcome in outcomes.values())
+    for i, outcome in outcomes.items():
+        alone = llm.generate([list(b"abc")], SamplingParams(max_tokens=1 + i % 5, seed=i))[0]
+        assert outcome.choices == alone.choices
 
 
 def test_broken_weights_are_an_error_not_a_crash(checkpoint: Path) -> None:
@@ -168,8 +173,14 @@ def test_broken_weights_are_an_error_not_a_crash(checkpoint: Path) -> None:
 
 def test_bfloat16_answers_too(checkpoint: Path) -> None:
     llm = LLM(checkpoint, dtype="bfloat16", device="cpu")
-    results = llm.generate(["abc", "a longer prompt than the other, of more than one block"] * 3)
-    assert all(result.choices[0].finish_reason in ("stop", "length") for result in results)
+    prompts = ["abc", "a longer prompt than the other, of more than one block"]
+    params = SamplingParams(max_tokens=1, temperature=0, logprobs=VOCAB)
+    precise = LLM(checkpoint, dtype="float32", device="cpu")
+    for result, exact in zip(llm.generate(prompts, params), precise.generate(prompts, params), strict=True):
+        rough, true = (dict(one.choices[0].logprobs[0].top_logprobs) for one in (result, exact))
+        both = rough.keys() & true.keys()
+        assert len(both) > VOCAB // 2
+        assert max(abs(rough[token_id] - true[token_id]) for token_id in both) < 0.1
 
 
 def test_parameters_are_read_without_torch() -> None:
