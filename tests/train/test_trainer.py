@@ -80,6 +80,19 @@ def test_the_loss_falls(make_trainer: Callable[..., Trainer]) -> None:
     assert losses[60] < losses[1] - 0.5
 
 
+def test_bf16_learns_what_fp32_learns(make_trainer: Callable[..., Trainer]) -> None:
+    runs = [
+        make_trainer(kind, loop=replace(LOOP, precision=kind), optim=replace(OPTIM, steps=60))
+        for kind in ("fp32", "bf16")
+    ]
+    for run in runs:
+        run.run()
+    exact, rough = map(curve, runs)
+    assert rough != exact  # the products did run in bf16
+    assert max(abs(rough[step] - exact[step]) for step in exact) < 0.05
+    assert all(parameter.dtype == torch.float32 for parameter in runs[1].model.parameters())
+
+
 def test_a_broken_run_goes_on_with_the_same_losses_and_weights(make_trainer: Callable[..., Trainer]) -> None:
     straight = make_trainer("straight")
     straight.run()
