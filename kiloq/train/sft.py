@@ -38,6 +38,18 @@ class HeldOut:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnswerConfig:
+    """What the saved model's generation_config.json recommends; what is not set stays as the starting model has it."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float | None = None
+    max_tokens: int | None = None
+    max_window: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class SftConfig:
     """A whole fine-tuning run. `optim.steps` 0 means as many as `epochs` passes over the data take.
 
@@ -54,6 +66,7 @@ class SftConfig:
     mask: Mask = "assistant"
     long: Long = "cut"
     epochs: float = 3.0
+    answer: AnswerConfig = field(default_factory=AnswerConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optim: OptimConfig
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -88,15 +101,18 @@ def sft(config: SftConfig) -> Outcome:
     )
     outcome = trainer.run()
     if outcome == "finished":
-        export(folder / "model", model, checkpoint.tokenizer, _answering(checkpoint))
+        export(folder / "model", model, checkpoint.tokenizer, _answering(checkpoint, config.answer))
     return outcome
 
 
-def _answering(checkpoint: Checkpoint) -> GenerationDefaults:
+def _answering(checkpoint: Checkpoint, answer: AnswerConfig) -> GenerationDefaults:
     """The checkpoint's sampling, as a chat model's: an answer ends where the trained end token stands."""
+    wished = {name: value for name, value in dataclasses.asdict(answer).items() if value is not None}
     tokenizer = checkpoint.tokenizer
     stops = (tokenizer.im_end_id, tokenizer.im_start_id, *checkpoint.generation.stop_ids)
-    return dataclasses.replace(checkpoint.generation, chat_format="chatml", stop_ids=tuple(dict.fromkeys(stops)))
+    return dataclasses.replace(
+        checkpoint.generation, chat_format="chatml", stop_ids=tuple(dict.fromkeys(stops)), **wished
+    )
 
 
 def _read(samples: Samples, path: str) -> list[Sample]:

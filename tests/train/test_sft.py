@@ -13,7 +13,7 @@ from kiloq.tokenizer import Tokenizer
 from kiloq.train.optim import OptimConfig
 from kiloq.train.pretrain import ShapeConfig, qwen1_config
 from kiloq.train.run_folder import export
-from kiloq.train.sft import ChatSource, HeldOut, SftConfig, sft
+from kiloq.train.sft import AnswerConfig, ChatSource, HeldOut, SftConfig, sft
 from kiloq.train.trainer import BatchConfig, LoopConfig
 
 TALK = {"hi": "Hello!", "你好": "你好！", "안녕": "안녕!", "1+1?": "2"}
@@ -35,6 +35,7 @@ def config(tmp_path: Path, tokenizer: Tokenizer) -> SftConfig:
     return SftConfig(
         out=str(tmp_path / "run"),
         model=str(tmp_path / "base"),
+        answer=AnswerConfig(temperature=0.5),
         data=(ChatSource(path=str(tmp_path / "chat.jsonl")),),
         held=(HeldOut(name="same", path=str(tmp_path / "chat.jsonl")),),
         batch=BatchConfig(seq_len=160, tokens=320),
@@ -68,7 +69,9 @@ def test_a_tiny_set_is_learned_by_heart_and_answers_stop(config: SftConfig) -> N
     assert losses[-1] < 0.1
     assert next(line["eval/same"] for line in log_of(config) if "eval/same" in line) < 0.1
     model = Path(config.out) / "model"
-    assert open_checkpoint(model).generation.chat_format == "chatml"
+    generation = open_checkpoint(model).generation
+    assert generation.chat_format == "chatml"
+    assert (generation.temperature, generation.max_window) == (0.5, 512)  # the recipe's wish, the base's own
     assert {question: answer_of(model, question) for question in TALK} == TALK
 
 
