@@ -19,8 +19,9 @@ from kiloq import ops
 from .blocks import BLOCK_SIZE
 from .kv import KVCache
 
-# Bytes of keys that rows may gather together: beyond, the copy falls out of the processor's cache.
-_TOGETHER = {"cpu": 512 * 2**10, "cuda": 256 * 2**20}
+# Bytes of keys that rows may gather together: beyond, the copy falls out of a processor's cache. A GPU minds launches.
+_TOGETHER_ON_CPU = 512 * 2**10
+_TOGETHER_ON_GPU = 256 * 2**20
 
 _OFFSETS = np.arange(BLOCK_SIZE)
 
@@ -141,13 +142,14 @@ def _plan(cache: KVCache, spans: Sequence[Span], window: int | None) -> list[_Ca
 def _groups(cache: KVCache, spans: Sequence[Span], window: int | None) -> Iterator[list[Span]]:
     """Spans that share a call: parts of prompts stand alone, single rows go together."""
     token_bytes = cache.keys[0][0].numel() * cache.dtype.itemsize
+    most = _TOGETHER_ON_CPU if cache.device.type == "cpu" else _TOGETHER_ON_GPU
     group: list[Span] = []
     longest = 0
     for span in spans:
         seen = (span.stop - _oldest(span, window)) * token_bytes
         is_chunk = span.stop - span.start > 1
         longest = max(longest, seen)
-        if group and (is_chunk or longest * (len(group) + 1) > _TOGETHER[cache.device.type]):
+        if group and (is_chunk or longest * (len(group) + 1) > most):
             yield group
             group, longest = [], seen
         group.append(span)

@@ -99,7 +99,7 @@ def test_prompt_then_decode_equals_packed_attention(num_heads, num_kv_heads, sca
 
 @pytest.mark.parametrize("together", [0, 3000, 2**20])
 def test_how_rows_are_grouped_does_not_matter(monkeypatch: pytest.MonkeyPatch, together: int) -> None:
-    monkeypatch.setitem(attend_module._TOGETHER, "cpu", together)
+    monkeypatch.setattr(attend_module, "_TOGETHER_ON_CPU", together)
     config = config_of(4, 2, (None, 9))
     lengths = [3, 20, 20, 31, 50]
     cuts = [[n - 2, 1, 1] for n in lengths]

@@ -1,8 +1,11 @@
 """Laws of the engine against the plain model: what batching, chunking, sharing and recomputing may never change."""
 
+import copy
+
 import pytest
 import torch
 
+from kiloq.engine.engine import Engine, EngineConfig
 from kiloq.engine.params import SamplingParams
 from kiloq.errors import RequestError
 
@@ -42,6 +45,19 @@ def assert_same_rows(rows: dict, expected: dict, tolerance: float) -> None:
 def test_greedy_equals_the_naive_loop_token_for_token(lab, kind: str) -> None:
     prompts = [lab.ids(n, seed=n) for n in (1, 5, 16, 23, 33, 70)]
     engine = lab.engine(kind)
+    for i, prompt in enumerate(prompts):
+        engine.add(prompt, SamplingParams(max_tokens=24, **GREEDY), request_id=str(i))
+    answers = lab.answers(engine)
+    for i, prompt in enumerate(prompts):
+        assert list(answers[str(i), 0]) == naive_greedy(lab, kind, prompt, 24)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gpu_gives_the_same_tokens(lab, kind: str) -> None:
+    prompts = [lab.ids(n, seed=n) for n in (1, 23, 70)]
+    model = copy.deepcopy(lab.model(kind)).to("cuda")
+    engine = Engine(model, EngineConfig(step_tokens=64), tokenizer=lab.tokenizer())
     for i, prompt in enumerate(prompts):
         engine.add(prompt, SamplingParams(max_tokens=24, **GREEDY), request_id=str(i))
     answers = lab.answers(engine)
