@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import overload
 
@@ -171,8 +170,9 @@ class LLM:
         running: dict[str, _Answers] = {}
         try:
             while True:
-                # Enough to keep the engine busy, and not all of a file that may be long.
-                for number, (prompt_ids, params) in islice(coming, 4 * self.engine.max_batch - len(running)):
+                # Enough to keep the engine busy, and not all of a file that may be long; a refused one takes no place.
+                while len(running) < 4 * self.engine.max_batch and (one := next(coming, None)) is not None:
+                    number, (prompt_ids, params) = one
                     answers = _Answers(number, tuple(prompt_ids), params)
                     try:
                         running[self._open(answers.prompt_ids, params, answers.add)] = answers

@@ -161,6 +161,14 @@ def test_completed_answers_come_with_their_numbers_and_errors_in_place(llm: LLM)
         assert outcome.choices == alone.choices
 
 
+def test_many_refused_prompts_in_a_row_do_not_end_the_others(llm: LLM) -> None:
+    one = SamplingParams(max_tokens=1)
+    for refused in (1, 4 * llm.engine.max_batch, 50):
+        prompts = [([], one)] * refused + [(list(b"abc"), one)] * 2
+        assert sorted(number for number, _ in llm.as_completed(prompts)) == list(range(refused + 2))
+    assert idle(llm)
+
+
 def test_broken_weights_are_an_error_not_a_crash(checkpoint: Path) -> None:
     llm = LLM(checkpoint, dtype="float32", device="cpu")
     llm.engine._runner._model.norm.weight[3] = torch.nan
