@@ -180,7 +180,8 @@ class LLM:
                         yield number, error
                 if not running:
                     return
-                self._step()
+                if all(answers.outcome is None for answers in running.values()):  # `prompts` may have used the engine
+                    self._step()
                 for request_id, answers in list(running.items()):
                     if answers.outcome is not None:
                         self._close(request_id)
@@ -238,6 +239,8 @@ class LLM:
         self.engine.cancel(request_id)
 
     def _step(self) -> None:
+        # Events go to whoever steps the engine: without this, a reader whose last one went elsewhere waits for ever.
+        assert self.engine.has_work, "an answer is awaited, but the engine has none: its events were taken elsewhere"
         for event in self.engine.step():
             if event.request_id in self._readers:  # nobody listens to what was closed
                 self._readers[event.request_id](event)

@@ -169,6 +169,23 @@ def test_many_refused_prompts_in_a_row_do_not_end_the_others(llm: LLM) -> None:
     assert idle(llm)
 
 
+def test_an_answer_whose_events_were_taken_elsewhere_is_an_error_not_an_endless_wait(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=5, ignore_eos=True)
+
+    def prompts():
+        yield list(b"abc"), params
+        llm.generate("another", params)  # its steps bring the first answer too
+        yield list(b"abd"), params
+
+    assert sorted(number for number, _ in llm.as_completed(prompts())) == [0, 1]
+    waiting = llm.stream("abc", params)
+    while llm.engine.has_work:
+        llm.engine.step()
+    with pytest.raises(AssertionError, match="taken elsewhere"):
+        next(waiting)
+    assert idle(llm)
+
+
 def test_broken_weights_are_an_error_not_a_crash(checkpoint: Path) -> None:
     llm = LLM(checkpoint, dtype="float32", device="cpu")
     llm.engine._runner._model.norm.weight[3] = torch.nan
