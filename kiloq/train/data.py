@@ -95,7 +95,7 @@ class PackedBatches:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on exactly after the batch at which `state` was taken; refused if the data is not the same."""
-        if state.get("fingerprint", self.fingerprint) != self.fingerprint:
+        if state["fingerprint"] != self.fingerprint:
             raise DataError("the training data is not what this run began with; use another out folder.")
         self.epoch, self.index = state["epoch"], state["index"]
         self.open = [list(piece) for piece in state["open"]]

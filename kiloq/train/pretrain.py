@@ -94,8 +94,14 @@ def pretrain(config: PretrainConfig) -> Outcome:
     outcome = trainer.run()
     if outcome == "finished":
         end = tokenizer.end_of_text_id
+        # max_tokens and top_p as the published base models of v1 have them.
         generation = GenerationDefaults(
-            stop_ids=(end,), pad_id=end, chat_format="raw", max_window=model_config.max_length
+            stop_ids=(end,),
+            pad_id=end,
+            chat_format="raw",
+            max_window=model_config.max_length,
+            max_tokens=512,
+            top_p=0.8,
         )
         export(folder / "model", model, tokenizer, generation)
     return outcome

@@ -1,6 +1,6 @@
 """The figures of the model card: held-out perplexity, answers to held-out questions, sample dialogues and loss curves.
 
-python recipes/mini/make_card.py --run runs/mini --assets kiloq/assets/mini
+python recipes/mini/make_card.py --run runs/mini --models kiloq/assets/mini --record recipes/mini/record
 """
 
 import argparse
@@ -33,18 +33,19 @@ def main() -> None:
     """Reads the run's folder and the exported models, writes what the card shows beside them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--assets", type=Path, required=True)
+    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--record", type=Path, required=True, help="where the figures go")
     parser.add_argument("--only", choices=["perplexity", "questions", "dialogues", "curves"])
     args = parser.parse_args()
     parts = {"perplexity": perplexity, "questions": questions, "dialogues": dialogues, "curves": curves}
     for name, part in parts.items():
         if args.only in (None, name):
-            part(args.run, args.assets)
+            part(args.run, args.models, args.record)
 
 
-def perplexity(run: Path, assets: Path) -> None:
+def perplexity(run: Path, models: Path, record: Path) -> None:
     """The base model against a trigram model trained on the same documents, per language and kind of text."""
-    checkpoint = open_checkpoint(assets / "kiloq-mini")
+    checkpoint = open_checkpoint(models / "kiloq-mini")
     tokenizer, model = checkpoint.tokenizer, load_model(checkpoint, dtype="float32")
     documents = [document(row, tokenizer) for lang in LANGUAGES for row in json_rows(run / f"train.{lang}.jsonl")]
     baseline = Trigram(documents, tokenizer.size)
@@ -55,7 +56,7 @@ def perplexity(run: Path, assets: Path) -> None:
             kind = "generated" if row["source"].startswith("kiloq-") else "books, poems, documentation"
             add_document(scores[f"{lang}, {kind}"], document(row, tokenizer), tokenizer, model, baseline)
     table = {name: finished(score) for name, score in scores.items()}
-    write_json(assets / "perplexity.json", table)
+    write_json(record / "perplexity.json", table)
     for name, line in table.items():
         print(f"{name:34} {line}")
 
@@ -88,9 +89,9 @@ def finished(score: dict[str, float]) -> dict[str, float]:
     }
 
 
-def questions(run: Path, assets: Path) -> None:
+def questions(run: Path, models: Path, record: Path) -> None:
     """Greedy answers to held-out conversations with a known last answer: how many contain it, by topic."""
-    llm = LLM(assets / "kiloq-mini-chat", max_batch=32)
+    llm = LLM(models / "kiloq-mini-chat", max_batch=32)
     params = SamplingParams.for_model(llm.generation, temperature=0, repetition_penalty=1.0, max_tokens=120)
     asked = sorted((row for row in json_rows(run / "heldout_chat.jsonl") if row.get("expect")), key=has_tools)
     plain = [row["messages"][:-1] for row in asked if not has_tools(row)]
@@ -103,7 +104,7 @@ def questions(run: Path, assets: Path) -> None:
         for name in (row["topic"].split("/")[0], f"language {row['lang']}", "all"):
             right[name].append(int(correct))
     table = {name: {"asked": len(marks), "right": sum(marks)} for name, marks in sorted(right.items())}
-    write_json(assets / "questions.json", table)
+    write_json(record / "questions.json", table)
     for name, line in table.items():
         print(f"{name:24} {line['right']:5} of {line['asked']:5}  {line['right'] / line['asked']:.0%}")
 
@@ -118,9 +119,9 @@ def has_tools(row: Row) -> bool:
     return bool(row.get("tools"))
 
 
-def dialogues(run: Path, assets: Path) -> None:
+def dialogues(run: Path, models: Path, record: Path) -> None:
     """Thirty conversations with the shipped settings and seed 0, as they came out."""
-    llm = LLM(assets / "kiloq-mini-chat")
+    llm = LLM(models / "kiloq-mini-chat")
     lines = [
         "# Sample dialogues of kiloq-mini-chat",
         "",
@@ -143,11 +144,11 @@ def dialogues(run: Path, assets: Path) -> None:
             messages.append({"role": "assistant", "content": answer})
             quoted = answer.strip().replace("\n", "  \n")
             lines += [f"> {ask}", "", quoted, ""]
-    (assets / "dialogues.md").write_text("\n".join(lines), encoding="utf-8")
+    (record / "dialogues.md").write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))
 
 
-def curves(run: Path, assets: Path) -> None:
+def curves(run: Path, models: Path, record: Path) -> None:
     """Training and held-out loss of both stages over tokens."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -165,7 +166,7 @@ def curves(run: Path, assets: Path) -> None:
         axis.legend()
         axis.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(assets / "loss.png", dpi=110)
+    figure.savefig(record / "loss.png", dpi=110)
 
 
 def document(row: Row, tokenizer: Tokenizer) -> list[int]:
