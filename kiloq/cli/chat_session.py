@@ -31,6 +31,7 @@ class ChatSession:
     messages: list[Message] = field(default_factory=list)
     path: Path | None = None
     stop_requested: bool = False
+    first_conf: dict[str, object] = field(init=False)
 
     def __post_init__(self) -> None:
         self.first_conf = dict(self.conf)
@@ -119,7 +120,7 @@ class ChatSession:
         params = SamplingParams.for_model(self.llm.generation, **changed)
         self.conf = changed
         if command == "seed":
-            self.say(f"seed={params.seed}")
+            self.say(f"seed={json.dumps(params.seed)}")
         else:
             names = [item.name for item in fields(params) if item.name not in _NOT_IN_A_CHAT]
             self.say("\n".join(f"{name}={json.dumps(getattr(params, name), default=list)}" for name in names))
