@@ -134,13 +134,13 @@ class Engine:
 
     def step(self) -> list[Event]:
         """Take every running request one token further, or its prompt one part further."""
-        works = self._scheduler.schedule()
-        if works:
-            try:
+        try:
+            works = self._scheduler.schedule()
+            if works:
                 self._run(works)
-            except BaseException:
-                self._scheduler.abandon(works)
-                raise
+        except BaseException:
+            self._scheduler.abandon()
+            raise
         events, self._events = self._events, []
         return events
 

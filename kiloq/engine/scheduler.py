@@ -5,7 +5,8 @@ and is computed again later. A step takes the next token of every sequence that 
 token budget with prompts, oldest first, cut where the budget ends.
 
 Full blocks are published when their work is planned, not when it is done: within a step every key is written before any
-is read, so requests that begin together share their common prefix too.
+is read, so requests that begin together share their common prefix too. Work that is not done must be abandoned, or
+others would share keys that were never written.
 """
 
 import heapq
@@ -54,6 +55,7 @@ class Scheduler:
         self._cache_dtype = cache_dtype
         self._max_batch = max_batch
         self._step_tokens = step_tokens
+        self._planned: list[Work] = []  # of the latest step
 
     @property
     def num_waiting(self) -> int:
@@ -76,14 +78,18 @@ class Scheduler:
             self._give_back(sequence, poisoned=poisoned)
 
     def schedule(self) -> list[Work]:
-        """The next step's work, with blocks for all of it. The caller does it all and commits, or abandons it."""
+        """The next step's work, with blocks for all of it. The caller does it all and commits, or abandons it.
+
+        An exception here, such as Ctrl-C, leaves a part of it planned: that is to be abandoned too.
+        """
+        works: list[Work] = []
+        self._planned = works
         preempted = self.num_preempted
         for sequence in tuple(self.running):
             if sequence.table and self._alpha_of(len(sequence.ids)) != sequence.alpha:
                 # Cached keys are turned by a factor that the sequence has outgrown, so all is computed again.
                 self._give_back(sequence)
             self._secure(sequence)
-        works: list[Work] = []
         budget = self._step_tokens
         for sequence in sorted(self.running, key=lambda running: running.num_pending > 1):  # decoding first
             budget -= self._plan(sequence, budget, works)
@@ -99,12 +105,15 @@ class Scheduler:
         for work in works:
             work.sequence.num_computed = work.stop
 
-    def abandon(self, works: Items[Work]) -> None:
-        """The work failed half-way: no key or value of its sequences can be trusted, and they start again."""
-        for sequence in (work.sequence for work in works if work.sequence in self.running):
+    def abandon(self) -> None:
+        """The latest step failed half-way: no key or value of its sequences can be trusted, and they start again."""
+        for sequence in (work.sequence for work in self._planned if work.sequence in self.running):
             self.running.remove(sequence)
             self._give_back(sequence, poisoned=True)
             self.add(sequence)
+        for _, sequence in self._waiting:
+            self._give_back(sequence, poisoned=True)  # blocks that it got while it was being admitted
+        self._planned = []
 
     def check_integrity(self) -> None:
         """No block is lost, and running sequences hold all that is held."""

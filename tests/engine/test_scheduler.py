@@ -1,5 +1,7 @@
 """Whose turn it is: fairness, budgets and preemption, without a model."""
 
+import pytest
+
 from kiloq.cache import BlockManager
 from kiloq.engine.params import SamplingParams
 from kiloq.engine.sampler import RowSampler
@@ -101,7 +103,29 @@ def test_an_outgrown_factor_starts_the_sequence_again_in_place() -> None:
 def test_abandoned_work_is_done_again_from_the_start() -> None:
     scheduler = make(20)
     scheduler.add(sequence(0, 40))
-    works = scheduler.schedule()
-    scheduler.abandon(works)
+    scheduler.schedule()
+    scheduler.abandon()
     scheduler.check_integrity()
     assert step(scheduler) == [("0", 40)], "nothing of it was left in the cache"
+
+
+def test_a_plan_that_was_interrupted_leaves_nothing_to_share() -> None:
+    def alpha_of(length: int) -> float:
+        if length == 50:  # asked when the second sequence is admitted: the first one's blocks are published by then
+            raise KeyboardInterrupt
+        return 1.0
+
+    scheduler = make(20, alpha_of=alpha_of)
+    first, second = sequence(0, 40), sequence(1, 50)
+    scheduler.add(first)
+    scheduler.add(second)
+    with pytest.raises(KeyboardInterrupt):
+        scheduler.schedule()
+    scheduler.abandon()
+    scheduler.check_integrity()
+    second.is_finished = True
+    finish(scheduler, first)
+    same = sequence(2, 40)
+    same.ids[:] = first.ids
+    scheduler.add(same)
+    assert step(scheduler) == [("2", 40)], "nothing of it was ever computed"
