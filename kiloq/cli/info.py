@@ -1,6 +1,7 @@
 """`kiloq info`: what a model's configuration says about its size. Reads no weights."""
 
 import json
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,7 @@ from kiloq.cli.options import Json
 from kiloq.errors import CheckpointError, ConfigError
 from kiloq.model.config import ModelConfig
 
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
 # Bits per weight of a linear layer; int4 carries an fp16 scale for each group of 128. Embeddings stay bfloat16.
 LINEAR_BITS = {"float32": 32.0, "bfloat16": 16.0, "int8": 8.0, "int4": 4.125}
 
@@ -49,9 +50,7 @@ def config_of(model: str) -> ModelConfig:
     if known is not None:
         return ModelConfig.from_hf(known)
     if not path.exists():
-        from kiloq.checkpoint.hub import resolve
-
-        path = resolve(model)
+        path = _fetch_config(model)
     file = path / "config.json" if path.is_dir() else path
     try:
         return ModelConfig.from_hf(json.loads(file.read_text(encoding="utf-8")))
@@ -93,8 +92,21 @@ def as_text(model: str, config: ModelConfig, context: int) -> str:
         f"KV cache      {config.kv_bytes_per_token():,} bytes per token (bfloat16)",
         f"memory for {context:,} tokens (weights + KV cache, estimated):",
     ]
+    unit, unit_name = (GIB, "GiB") if config.num_parameters > GIB / 2 else (MIB, "MiB")
     for name, bits in LINEAR_BITS.items():
         weights = weight_bytes(config, bits)
-        total = (weights + cache) / GIB
-        lines.append(f"  {name:<11} {weights / GIB:7.2f} + {cache / GIB:.2f} = {total:.2f} GiB")
+        total = (weights + cache) / unit
+        lines.append(f"  {name:<11} {weights / unit:7.2f} + {cache / unit:.2f} = {total:.2f} {unit_name}")
     return "\n".join(lines)
+
+
+def _fetch_config(model: str) -> Path:
+    """A hub id's config.json without its weights; what cannot be had like that is for `resolve` to find or explain."""
+    from kiloq.checkpoint.hub import parse_id, resolve
+
+    if "/" in model and (model_id := parse_id(model)).hub == "huggingface":
+        from huggingface_hub import hf_hub_download
+
+        with suppress(OSError):  # what the hub library's errors have in common
+            return Path(hf_hub_download(model_id.repo, "config.json"))
+    return resolve(model)
