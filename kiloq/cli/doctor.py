@@ -59,6 +59,7 @@ def examine() -> Iterator[Finding]:
     yield from examine_packages()
     yield from examine_bundled_model()
     yield from examine_environment()
+    yield from examine_load(os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0)
 
 
 def examine_processor() -> Iterator[Finding]:
@@ -161,6 +162,15 @@ def examine_environment() -> Iterator[Finding]:
     encoding = (sys.stdout.encoding or "").lower().replace("-", "")
     if encoding != "utf8":
         yield Finding("trap", f"the terminal speaks {encoding}, not UTF-8; set LANG=C.UTF-8 for Chinese text", "note")
+
+
+def examine_load(load: float) -> Iterator[Finding]:
+    """Threads of one step wait for the slowest by spinning, which is best on free cores and ruinous on busy ones."""
+    if load > usable_cores():
+        text = f"the load is {load:.1f} on {usable_cores()} usable cores; on a machine that stays this busy, "
+        yield Finding(
+            "trap", f"{text}OMP_WAIT_POLICY=PASSIVE (or OMP_NUM_THREADS=1) keeps threads out of the way", "note"
+        )
 
 
 def processor() -> tuple[str, frozenset[str]]:

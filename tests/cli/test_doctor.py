@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kiloq.cli.doctor import examine_companions, examine_environment, usable_cores
+from kiloq.cli.doctor import examine_companions, examine_environment, examine_load, usable_cores
 from kiloq.cli.main import run
 
 
@@ -60,3 +60,8 @@ def test_more_threads_than_cores_are_noted(monkeypatch: pytest.MonkeyPatch) -> N
     assert any("OMP_NUM_THREADS" in finding.text for finding in examine_environment())
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert not any("OMP_NUM_THREADS" in finding.text for finding in examine_environment())
+
+
+def test_a_busy_machine_is_noted() -> None:
+    assert not list(examine_load(0.5 * usable_cores()))
+    assert [finding.status for finding in examine_load(2.0 * usable_cores())] == ["note"]
