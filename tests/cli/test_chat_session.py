@@ -55,8 +55,12 @@ def test_a_stopped_answer_keeps_its_ids_and_the_chat_goes_on(
     start: Callable[..., tuple[ChatSession, list[str], list[str]]], llm: LLM
 ) -> None:
     session, written, said = start(seed=1, max_tokens=500, ignore_eos=True)
-    keep = session.write
-    session.write = lambda text: (keep(text), session.stop())[0]
+
+    def write_and_stop(text: str) -> None:
+        written.append(text)
+        session.stop()
+
+    session.write = write_and_stop
     session.handle("hello")
     assert "stopped" in said[-1]
     ids = session.messages[1].token_ids
