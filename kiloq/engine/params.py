@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -12,6 +12,14 @@ from kiloq.errors import RequestError
 _INT64 = 2**63
 _MAX_CHOICES = 128  # the bounds of the OpenAI API, which every door shares
 _MAX_LOGPROBS = 20
+_RANGES: dict[str, tuple[float, float | None]] = {
+    "temperature": (0, None),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "repetition_penalty": (1e-3, 10**9),  # as in a model's own defaults; fp32 divides by it
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+}
 
 
 class SamplingDefaults(Protocol):
@@ -57,7 +65,9 @@ class SamplingParams:
     def __post_init__(self) -> None:
         for name in ("stop", "stop_ids"):
             object.__setattr__(self, name, _as_tuple(name, getattr(self, name)))
-        object.__setattr__(self, "logit_bias", _as_dict("logit_bias", self.logit_bias))
+        for name, (low, high) in _RANGES.items():
+            object.__setattr__(self, name, _as_float(name, getattr(self, name), low, high))
+        object.__setattr__(self, "logit_bias", _as_bias("logit_bias", self.logit_bias))
         self._check_numbers()
         self._check_collections()
 
@@ -100,14 +110,6 @@ class SamplingParams:
         _check_int("seed", self.seed, -_INT64, _INT64 - 1, optional=True)
         _check_int("n", self.n, 1, _MAX_CHOICES)
         _check_int("logprobs", self.logprobs, 0, _MAX_LOGPROBS, optional=True)
-        _check_float("temperature", self.temperature, 0, None)
-        _check_float("top_p", self.top_p, 0, 1)
-        _check_float("min_p", self.min_p, 0, 1)
-        _check_float("repetition_penalty", self.repetition_penalty, 0, None)
-        if self.repetition_penalty == 0:
-            raise RequestError("repetition_penalty is 0; it must be greater than 0 (1 changes nothing).")
-        _check_float("presence_penalty", self.presence_penalty, -2, 2)
-        _check_float("frequency_penalty", self.frequency_penalty, -2, 2)
         for name in ("ignore_eos", "skip_special"):
             if not isinstance(getattr(self, name), bool):
                 raise RequestError(f"{name} is {getattr(self, name)!r}; it must be true or false.")
@@ -118,9 +120,6 @@ class SamplingParams:
                 raise RequestError(f"stop holds {text!r}; each stop string must be text of at least one character.")
         for token_id in self.stop_ids:
             _check_int("stop_ids", token_id, 0, None)
-        for token_id, bias in self.logit_bias.items():
-            _check_int("logit_bias", token_id, 0, None)
-            _check_float(f"logit_bias[{token_id}]", bias, -100, 100)
 
 
 def _as_tuple(name: str, value: object) -> tuple[object, ...]:
@@ -131,10 +130,22 @@ def _as_tuple(name: str, value: object) -> tuple[object, ...]:
     raise RequestError(f"{name} is {value!r}; it must be a list.")
 
 
-def _as_dict(name: str, value: object) -> dict[object, object]:
-    if isinstance(value, Mapping):
-        return dict(value)
-    raise RequestError(f"{name} is {value!r}; it must map token ids to numbers.")
+def _as_bias(name: str, value: object) -> dict[object, float]:
+    if not isinstance(value, Mapping):
+        raise RequestError(f"{name} is {value!r}; it must map token ids to numbers.")
+    for token_id in value:
+        _check_int(name, token_id, 0, None)
+    return {token_id: _as_float(f"{name}[{token_id}]", bias, -100, 100) for token_id, bias in value.items()}
+
+
+def _as_float(name: str, value: object, low: float, high: float | None) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise RequestError(f"{name} is {value!r}; it must be a finite number.")
+    if not abs(value) <= sys.float_info.max:  # NaN too; a whole number may be too long to be shown
+        shown = value if isinstance(value, float) else f"a number of {value.bit_length():,} bits"
+        raise RequestError(f"{name} is {shown}; it must be a finite number.")
+    _check_range(name, float(value), low, high)
+    return float(value)
 
 
 def _is_text(value: object) -> bool:
@@ -146,12 +157,8 @@ def _check_int(name: str, value: object, low: int, high: int | None, *, optional
         return
     if not isinstance(value, int) or isinstance(value, bool):
         raise RequestError(f"{name} is {value!r}; it must be a whole number.")
-    _check_range(name, value, low, high)
-
-
-def _check_float(name: str, value: object, low: float, high: float | None) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise RequestError(f"{name} is {value!r}; it must be a finite number.")
+    if abs(value) > _INT64:  # and perhaps too long to be shown
+        raise RequestError(f"{name} is a number of {value.bit_length():,} bits; it must fit into 64 bits.")
     _check_range(name, value, low, high)
 
 

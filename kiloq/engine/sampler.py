@@ -255,8 +255,8 @@ def _choose_on_device(scores: Tensor, peaks: Tensor, rows: Sequence[RowSampler])
     ):
         if group:
             some = [rows[i] for i in group]
-            cold = torch.tensor([max(row.params.temperature, _COLDEST) for row in some], device=scores.device)
-            weights = ((scores[group] - peaks[group, None]) / cold[:, None]).exp()
+            heat = torch.tensor([row.params.temperature for row in some], dtype=torch.float32, device=scores.device)
+            weights = ((scores[group] - peaks[group, None]) / heat.clamp(min=_COLDEST)[:, None]).exp()
             for i, token_id in zip(group, choose(weights, some), strict=True):
                 chosen[i] = token_id
     return chosen

@@ -27,10 +27,16 @@ class Defaults:
         ("temperature", -0.1, "at least 0"),
         ("temperature", float("nan"), "finite"),
         ("temperature", True, "finite number"),
+        pytest.param("temperature", 10**400, "finite number", id="beyond floats"),
+        ("logit_bias", {5: -(10**5000)}, "finite number"),
+        ("logit_bias", {10**5000: 1}, "64 bits"),
+        pytest.param("max_tokens", 10**5000, "64 bits", id="no id can show it"),
         ("top_k", -1, "at least 0"),
+        pytest.param("top_k", -(10**5000), "64 bits", id="nor this"),
         ("top_p", 1.5, "between 0 and 1"),
         ("min_p", -1, "between 0 and 1"),
-        ("repetition_penalty", 0, "greater than 0"),
+        ("repetition_penalty", 0, "between 0.001 and 1,000,000,000"),
+        ("repetition_penalty", 1e300, "between 0.001 and 1,000,000,000"),
         ("presence_penalty", 3, "between -2 and 2"),
         ("frequency_penalty", -3, "between -2 and 2"),
         ("logit_bias", {5: 200}, r"logit_bias\[5\] is 200"),
@@ -55,6 +61,12 @@ def test_lists_become_tuples_and_one_stop_string_becomes_a_tuple_of_one() -> Non
     params = SamplingParams(stop="\n\n", stop_ids=[1, 2])
     assert params.stop == ("\n\n",)
     assert params.stop_ids == (1, 2)
+
+
+def test_whole_numbers_become_floats_where_floats_are_meant() -> None:
+    params = SamplingParams(temperature=1, top_p=1, repetition_penalty=2, presence_penalty=-1, logit_bias={3: 4})
+    floats = (params.temperature, params.top_p, params.min_p, params.repetition_penalty, params.presence_penalty)
+    assert {type(value) for value in (*floats, params.frequency_penalty, params.logit_bias[3])} == {float}
 
 
 def test_the_callers_mapping_is_copied() -> None:

@@ -191,6 +191,20 @@ def test_a_bias_outside_the_vocabulary_is_refused() -> None:
         RowSampler(SamplingParams(logit_bias={100: 1.0}), [], 100, seed=0)
 
 
+def test_the_gpu_path_computes_in_fp32_whatever_torchs_default_is() -> None:
+    logits, params = scores(4000).expand(400, -1), SamplingParams(temperature=0.7)
+
+    def draw() -> list[int]:
+        return _choose_on_device(logits, logits.amax(1), [RowSampler(params, [], 4000, seed) for seed in range(400)])
+
+    expected = draw()
+    torch.set_default_dtype(torch.bfloat16)  # its 0.7 is 0.699
+    try:
+        assert draw() == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("asked", [*FILTERS, {"temperature": 0}, {"top_p": 0.999, "temperature": 3.0}], ids=str)
 def test_the_gpu_path_draws_what_the_host_path_draws(asked: dict[str, object], device: str) -> None:
