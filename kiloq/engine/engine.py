@@ -23,7 +23,7 @@ from .runner import Runner
 from .sampler import BadLogitsError, RowSampler, Sampled, sample_batch
 from .scheduler import Scheduler, Work
 from .sequence import Request, Sequence
-from .stops import TextStream
+from .stops import NoText, TextStream
 
 LogitsObserver = Callable[[str, int, int, Tensor], None]
 """(request id, index, number of tokens seen, logits [V]): called for every row before its token is drawn."""
@@ -84,6 +84,8 @@ class Engine:
         self._runner = Runner(model, KVCache(model.config, blocks, dtype=kv_dtype, device=weight.device))
         self._requests: dict[str, Request] = {}
         self._events: list[Event] = []
+        self._cancelled: list[str] = []  # whose cancel came and is not yet done
+        self._is_busy = False  # a step or a cancel is under way
         self._num_added = self._num_steps = self._num_computed = self._num_generated = 0
 
     @property
@@ -127,13 +129,14 @@ class Engine:
 
     def cancel(self, request_id: str) -> None:
         """End a request before the next step, which tells so; one that has ended already is let be."""
-        request = self._requests.get(request_id)
-        for sequence in request.sequences if request else ():
-            if not sequence.is_finished:
-                self._tell(sequence, text=sequence.text.flush(), finish_reason="cancelled")
+        # A garbage collector that closes an abandoned stream may call this in the middle of anything below.
+        self._cancelled.append(request_id)
+        if not self._is_busy:
+            self._end_cancelled()
 
     def step(self) -> list[Event]:
         """Take every running request one token further, or its prompt one part further."""
+        self._is_busy = True
         try:
             works = self._scheduler.schedule()
             if works:
@@ -141,12 +144,23 @@ class Engine:
         except BaseException:
             self._scheduler.abandon()
             raise
+        finally:
+            self._end_cancelled()
         events, self._events = self._events, []
         return events
 
     def check_integrity(self) -> None:
         """Assert that no block of the cache is lost or held by nobody."""
         self._scheduler.check_integrity()
+
+    def _end_cancelled(self) -> None:
+        self._is_busy = True
+        while self._cancelled:
+            request = self._requests.get(self._cancelled.pop())
+            for sequence in request.sequences if request else ():
+                if not sequence.is_finished:
+                    self._tell(sequence, text=sequence.text.flush(), finish_reason="cancelled")
+        self._is_busy = False
 
     def _length_limit(self, prompt_ids: Items[int], params: SamplingParams) -> int:
         """How long the sequence may become; RequestError for a prompt that cannot be served."""
@@ -174,7 +188,7 @@ class Engine:
         params = request.params
         if self._tokenizer is None and params.stop:
             raise RequestError("stop strings need a tokenizer, and this engine has none; use stop_ids.")
-        decoder = self._tokenizer.stream_decoder(skip_special=params.skip_special) if self._tokenizer else _NoText()
+        decoder = self._tokenizer.stream_decoder(skip_special=params.skip_special) if self._tokenizer else NoText()
         seed = _derived_seed(self._seed, number, index) if params.seed is None else params.seed + index
         return Sequence(
             request=request,
@@ -275,16 +289,6 @@ class Engine:
             return None
         del self._requests[request.id]
         return Usage(len(request.prompt_ids), request.cached_tokens or 0, request.completion_tokens)
-
-
-class _NoText:
-    """The decoder of an engine without a tokenizer."""
-
-    def push(self, token_id: int) -> str:
-        return ""
-
-    def flush(self) -> str:
-        return ""
 
 
 def _derived_seed(engine_seed: int, number: int, index: int) -> int:

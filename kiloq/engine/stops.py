@@ -65,3 +65,13 @@ def _may_become_stop(text: str, stop: Sequence[str]) -> int:
         if any(len(word) > length and word.startswith(suffix) for word in stop):
             return length
     return 0
+
+
+class NoText:
+    """The decoder of an engine without a tokenizer."""
+
+    def push(self, token_id: int) -> str:
+        return ""
+
+    def flush(self) -> str:
+        return ""

@@ -1,11 +1,14 @@
 """How answers end: stop ids and strings, limits, cancelling, broken weights, interrupts. And what they leave behind."""
 
 import copy
+import sys
+from types import FrameType
 
 import pytest
 import torch
 
 from kiloq.engine.engine import Engine, EngineConfig
+from kiloq.engine.events import Event
 from kiloq.engine.params import SamplingParams
 from kiloq.errors import NumericsError, RequestError
 
@@ -133,6 +136,46 @@ def test_cancelling_one_of_n_answers_cancels_the_request(lab) -> None:
     assert [event.usage is None for event in told] == [True, True, False]
     assert not engine.has_work
     engine.check_integrity()
+
+
+def test_a_cancel_at_any_moment_of_a_step_waits_for_its_end(lab) -> None:
+    """A garbage collector may close an abandoned stream between any two calls."""
+    prompt = lab.ids(20)
+    expected = ids_of(ask(lab, lab.engine(), prompt, max_tokens=6, **GREEDY))
+
+    def run(moment: int) -> int:
+        """Cancel at the given call of ours inside a step; how many calls there were."""
+        engine, calls = lab.engine(max_context=128), 0
+        engine.add(prompt, SamplingParams(max_tokens=6, **GREEDY), request_id="kept")
+        engine.add(lab.ids(30), SamplingParams(max_tokens=3, n=2, ignore_eos=True), request_id="dropped")
+        got: dict[str, list[Event]] = {"kept": [], "dropped": []}
+
+        def watch(frame: FrameType, event: str, arg: object) -> None:
+            nonlocal calls
+            if event == "call" and "/kiloq/" in frame.f_code.co_filename:
+                calls += 1
+                if calls == moment:
+                    engine.cancel("dropped")
+
+        while engine.has_work:
+            sys.setprofile(watch)
+            try:
+                events = engine.step()
+            finally:
+                sys.setprofile(None)
+            for event in events:
+                got[event.request_id].append(event)
+            engine.check_integrity()
+        assert ids_of(got["kept"]) == expected
+        ends = [event.index for event in got["dropped"] if event.finish_reason]
+        assert sorted(ends) == [0, 1]
+        for index in ends:
+            assert [event for event in got["dropped"] if event.index == index][-1].finish_reason
+        assert engine.stats.blocks_available == engine.stats.blocks
+        return calls
+
+    for moment in range(1, run(0), 7):
+        run(moment)
 
 
 @pytest.fixture
