@@ -165,17 +165,22 @@ def _template(folder: Path) -> str | None:
     """Text of the chat template: its own file, or the entry of tokenizer_config.json (one, or a list with names)."""
     own = folder / "chat_template.jinja"
     if own.is_file():
-        return own.read_text(encoding="utf-8")
+        try:
+            return own.read_text(encoding="utf-8")
+        except ValueError as error:
+            raise CheckpointError(f"{own} is not text in UTF-8: {error}.") from error
     path = folder / "tokenizer_config.json"
     if not path.is_file():
         return None
     try:
         raw = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a JSON object: {error}") from error
     if isinstance(raw, list):
-        named = {entry.get("name"): entry.get("template") for entry in raw if isinstance(entry, dict)}
-        raw = named.get("default")
+        entries = [entry for entry in raw if isinstance(entry, dict)]
+        if not all(isinstance(entry.get("name"), str) for entry in entries):
+            raise CheckpointError(f"{path} lists a chat_template whose name is not text.")
+        raw = {entry["name"]: entry.get("template") for entry in entries}.get("default")
     return raw if isinstance(raw, str) else None
 
 

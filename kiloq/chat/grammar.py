@@ -129,11 +129,10 @@ class HermesReader(Reader):
             return self.go(self._show_arguments, self.text[head.end() :])
         if end < 0 and not last:
             return False
-        whole = _json(body)
-        if isinstance(whole, dict) and isinstance(whole.get("name"), str) and whole["name"]:
-            arguments = whole.get("arguments", {})
-            self.begin_call(whole["name"])
-            self.show_arguments(arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False))
+        call = _whole_call(body)
+        if call:
+            self.begin_call(call[0])
+            self.show_arguments(call[1])
         else:
             self.show(Delta(content=f"{self._blank}{_CALL}{body}{_END_CALL if end >= 0 else ''}"))
         return self.go(self._speak, "" if end < 0 else self.text[end + len(_END_CALL) :])
@@ -239,8 +238,22 @@ def _thought(text: str) -> str:
     return text.partition("Thought: ")[2].strip() if "Thought: " in text else text.strip()
 
 
+def _whole_call(text: str) -> tuple[str, str] | None:
+    """Name and arguments of a call whose keys come in any order; None if it is no call."""
+    whole = _json(text)
+    if not isinstance(whole, dict) or not isinstance(whole.get("name"), str) or not whole["name"]:
+        return None
+    arguments = whole.get("arguments", {})
+    if isinstance(arguments, str):
+        return whole["name"], arguments
+    try:
+        return whole["name"], json.dumps(arguments, ensure_ascii=False)
+    except RecursionError:  # what was just within the depth that json reads
+        return None
+
+
 def _json(text: str) -> object:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

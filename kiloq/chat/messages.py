@@ -127,7 +127,7 @@ def _call(raw: object, where: str, call_id: str) -> ToolCall:
     if not name:
         raise RequestError(f"{where}.name is missing; it must name the tool.")
     if not isinstance(arguments, str):
-        arguments = json.dumps({} if arguments is None else arguments, ensure_ascii=False)
+        arguments = _json({} if arguments is None else arguments, f"{where}.arguments")
     return ToolCall(id=call_id, name=name, arguments=arguments)
 
 
@@ -138,6 +138,7 @@ def _tool(raw: object, where: str) -> Tool:
     name = _text(fields, "name_for_model", where) or own_name
     if not name:
         raise RequestError(f"{where}.name is missing; it must name the tool.")
+    _json(outer, where)  # prompts show it as JSON: a mistake is told here, with its place
     return Tool(
         name=name,
         description=_text(fields, "description_for_model", where) or _text(fields, "description", where) or "",
@@ -158,6 +159,15 @@ def _text(fields: Mapping[str, object], key: str, where: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise RequestError(f"{where}.{key} is {_kind(value)}; it must be text.")
     return value
+
+
+def _json(value: object, where: str) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"{where} cannot be written as JSON: {error}.") from None
+    except RecursionError:
+        raise RequestError(f"{where} is nested too deeply to be written as JSON.") from None
 
 
 def _kind(value: object) -> str:

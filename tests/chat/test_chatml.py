@@ -217,8 +217,17 @@ def test_a_template_in_its_own_file_comes_first(tmp_path: Path) -> None:
 def test_a_template_that_is_not_chatml_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not ChatML"):
         chat_format_for("qwen2", write_template(tmp_path, "{{ '<User>' }}"))
-    (tmp_path / "tokenizer_config.json").write_text("[", encoding="utf-8")
-    with pytest.raises(CheckpointError, match="not a JSON object"):
+
+
+@pytest.mark.parametrize(
+    "content", [b"[", b"\xff", 100_000 * b"[", b"[]", b'{"chat_template": [{"name": [], "template": "x"}]}']
+)
+def test_a_damaged_template_is_one_error_that_names_the_file(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json"):
+        chat_format_for("qwen2", tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(b"<|im_start|>\xff")
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja"):
         chat_format_for("qwen2", tmp_path)
 
 

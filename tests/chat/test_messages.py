@@ -54,6 +54,17 @@ def test_tools_are_read_in_all_three_forms() -> None:
     assert (v1.name, v1.human_name, v1.parameters) == ("f", "F!", [{"name": "x"}])
 
 
+def nested(depth: int) -> list[object]:
+    inner: list[object] = []
+    for _ in range(depth):
+        inner = [inner]
+    return inner
+
+
+def call(arguments: object) -> dict[str, object]:
+    return {"role": "assistant", "content": None, "tool_calls": [{"name": "f", "arguments": arguments}]}
+
+
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
@@ -68,6 +79,8 @@ def test_tools_are_read_in_all_three_forms() -> None:
         ([{"role": "assistant", "content": None, "tool_calls": "x"}], "tool_calls is of type str"),
         ([{"role": "assistant", "content": None, "tool_calls": [{"function": {}}]}], r"tool_calls\[0\].function.name"),
         ([{"role": "user", "content": "x", "name": 3}], r"messages\[0\].name is of type int"),
+        ([call(nested(100_000))], r"tool_calls\[0\].function.arguments .* nested too deeply"),
+        ([call({1, 2})], r"tool_calls\[0\].function.arguments .* set"),
     ],
 )
 def test_a_mistake_is_named_by_place_and_field(raw: object, words: str) -> None:
@@ -76,7 +89,14 @@ def test_a_mistake_is_named_by_place_and_field(raw: object, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("raw", "words"), [("f", "tools is of type str"), ([{}], r"tools\[0\].name"), ([3], r"tools\[0\] is of type int")]
+    ("raw", "words"),
+    [
+        ("f", "tools is of type str"),
+        ([{}], r"tools\[0\].name"),
+        ([3], r"tools\[0\] is of type int"),
+        ([{"name": "f", "parameters": nested(100_000)}], r"tools\[0\] .* nested too deeply"),
+        ([{"name": "f", "parameters": {"type": str}}], r"tools\[0\] .* type"),
+    ],
 )
 def test_a_mistake_in_a_tool_is_named(raw: object, words: str) -> None:
     with pytest.raises(RequestError, match=words):

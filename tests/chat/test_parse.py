@@ -12,6 +12,7 @@ from kiloq.chat import QWEN1, QWEN2_5, QWEN3, ChatFormat, Delta, Reply, ReplyPar
 
 MARKERS = ["<think>", "</think>", "<tool_call>", "</tool_call>"]
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": [1, "}</tool_call>"], "b": {"c": "\\""}}}\n</tool_call>'
+DEEP = 100_000 * "["
 hermes_texts = st.lists(
     st.sampled_from(
         [
@@ -136,12 +137,21 @@ def test_arguments_stream_as_they_come() -> None:
         ('<tool_call>{"name": "f", "arguments": {"a": 1</tool_call> done', [("f", '{"a": 1')], " done"),
         ("so <tool_call>nonsense</tool_call>", [], "so <tool_call>nonsense</tool_call>"),
         ('<tool_call>{"na', [], '<tool_call>{"na'),
+        (f"<tool_call>{DEEP}</tool_call>", [], f"<tool_call>{DEEP}</tool_call>"),
+        (f'<tool_call>{{"arguments": {DEEP}', [], f'<tool_call>{{"arguments": {DEEP}'),
     ],
 )
 def test_calls_that_are_cut_off_or_odd_lose_nothing(text: str, calls: list[tuple[str, str]], content: str) -> None:
     reply = parse_reply(text, QWEN2_5, tools=True)
     assert [(call.name, call.arguments) for call in reply.tool_calls] == calls
     assert reply.content == content
+
+
+def test_arguments_of_any_depth_are_read_or_are_text() -> None:
+    for depth in (*range(800, 1000), 100_000):  # around the depth that json can read but not write
+        text = f'<tool_call>{{"arguments": {"[" * depth}{"]" * depth}, "name": "f"}}</tool_call>'
+        reply = parse_reply(text, QWEN2_5, tools=True)
+        assert reply.content == text or reply.tool_calls[0].arguments == "[" * depth + "]" * depth
 
 
 def test_calls_are_text_where_no_tools_were_offered() -> None:
