@@ -13,6 +13,8 @@ RopeKind = Literal["plain", "linear", "dynamic", "qwen1", "yarn"]
 
 # Words of rope_scaling / rope_parameters in config.json and what we call them.
 _ROPE_KINDS: dict[str, RopeKind] = {"default": "plain", "linear": "linear", "dynamic": "dynamic", "yarn": "yarn"}
+_MOST_LAYERS = 10_000  # far beyond any model, and still a short list of windows
+_MOST_WEIGHTS = 2**50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +83,8 @@ class ModelConfig:
             )
         if len(self.windows) != self.num_layers:
             raise ConfigError(f"attention windows are given for {len(self.windows)} of {self.num_layers} layers.")
+        if self.num_parameters > _MOST_WEIGHTS:
+            raise ConfigError(f"these sizes make a model of {self.num_parameters:.2g} weights; no machine holds it.")
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, object]) -> "ModelConfig":
@@ -127,7 +131,7 @@ def _from_qwen1(f: Fields) -> ModelConfig:
     if not f.flag("no_bias", default=True):
         raise ConfigError("config.json: no_bias is false; Qwen v1 has a bias on the query, key and value only.")
     trained_length = f.integer("seq_length", default=8192)
-    num_layers = f.integer("num_hidden_layers", "n_layer")
+    num_layers = f.integer("num_hidden_layers", "n_layer", most=_MOST_LAYERS)
     return ModelConfig(
         family="qwen",
         vocab_size=f.integer("padded_vocab_size", "vocab_size"),
@@ -195,7 +199,7 @@ def _to_qwen1(c: ModelConfig) -> dict[str, object]:
 def _from_qwen2(f: Fields, family: Family) -> ModelConfig:
     hidden_size = f.integer("hidden_size")
     num_heads = f.integer("num_attention_heads")
-    num_layers = f.integer("num_hidden_layers")
+    num_layers = f.integer("num_hidden_layers", most=_MOST_LAYERS)
     max_length = f.integer("max_position_embeddings", default=32_768)
     default_head_dim = hidden_size // max(num_heads, 1) if family == "qwen2" else 128
     head_dim = f.integer("head_dim", default=default_head_dim)
@@ -237,6 +241,8 @@ def _rope_of_qwen2(f: Fields, head_dim: int, max_length: int) -> RopeConfig:
         raise ConfigError(f"config.json: rope scaling {word!r} is unknown; known are {', '.join(_ROPE_KINDS)}.")
     kind = _ROPE_KINDS[word]
     original_length = r.integer("original_max_position_embeddings", default=max_length)
+    if original_length < 1:
+        raise ConfigError("config.json: original_max_position_embeddings is 0; it must be at least 1.")
     return RopeConfig(
         theta=r.number("rope_theta", default=f.number("rope_theta", default=10_000.0)),
         rotary_dim=int(head_dim * r.number("partial_rotary_factor", default=1.0)),
@@ -256,7 +262,7 @@ def _windows_of_qwen2(f: Fields, num_layers: int) -> tuple[int | None, ...]:
     window = f.integer("sliding_window", default=4096) if f.flag("use_sliding_window") else None
     kinds = f.first("layer_types")
     if isinstance(kinds, list | tuple):
-        if len(kinds) != num_layers or not set(kinds) <= {"full_attention", "sliding_attention"}:
+        if len(kinds) != num_layers or any(kind not in ("full_attention", "sliding_attention") for kind in kinds):
             raise ConfigError(
                 f"config.json: layer_types must be full_attention or sliding_attention for each of {num_layers} layers."
             )

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 
 from kiloq.errors import ConfigError
 
+_MOST = 2**31 - 1  # what a size or a length can be in any file
+_LARGEST = 1e18
+
 
 class Fields:
     """Values of a config.json, so that a wrong type is one clear error and never a crash deep in the model."""
@@ -14,12 +17,18 @@ class Fields:
     def first(self, *names: str) -> object:
         return next((self.hf[name] for name in names if self.hf.get(name) is not None), None)
 
-    def integer(self, *names: str, default: int | None = None) -> int:
+    def integer(self, *names: str, default: int | None = None, most: int = _MOST) -> int:
         value = self.first(*names)
         if value is None and default is not None:
             return default
         if not isinstance(value, int) or isinstance(value, bool):
             raise ConfigError(f"config.json: {' or '.join(names)} is {value!r}; a whole number is needed.")
+        if not 0 <= value <= most:
+            # Python refuses to show a number of thousands of digits.
+            shown = f"{value:,}" if value.bit_length() <= 64 else f"a number of {value.bit_length():,} bits"
+            raise ConfigError(
+                f"config.json: {' or '.join(names)} is {shown}; it must be at least 0 and at most {most:,}."
+            )
         return value
 
     def number(self, *names: str, default: float) -> float:
@@ -28,6 +37,9 @@ class Fields:
             return default
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise ConfigError(f"config.json: {' or '.join(names)} is {value!r}; a number is needed.")
+        if not abs(value) <= _LARGEST:  # NaN too
+            shown = f"{value}" if isinstance(value, float) else f"a number of {value.bit_length():,} bits"
+            raise ConfigError(f"config.json: {' or '.join(names)} is {shown}; a number up to {_LARGEST:g} is needed.")
         return float(value)
 
     def optional_number(self, name: str) -> float | None:
