@@ -104,16 +104,19 @@ def _indexed_shards(index: Path) -> list[Path]:
     places = read_json(index).get("weight_map")
     if not isinstance(places, Mapping) or not places:
         raise CheckpointError(f"{index} has no weight_map; remove the file if the shards are complete.")
-    tensor_of = {name: tensor for tensor, name in places.items()}
-    for name, tensor in tensor_of.items():
+    tensor_of: dict[str, str] = {}
+    for tensor, name in places.items():
         # An index comes from outside: a shard is a plain file name beside it, never a path.
         if not isinstance(name, str) or name != Path(name).name or "\\" in name or name.startswith("."):
             raise CheckpointError(f"{index} places tensor {tensor} in {name!r}; only a file beside it is accepted.")
+        tensor_of[name] = tensor
+    present = {path.name for path in index.parent.iterdir() if path.is_file()}
+    for name, tensor in tensor_of.items():
         if not name.endswith((".safetensors", ".bin")):
             raise CheckpointError(f"{index} places tensor {tensor} in {name!r}, which is no weight file.")
-        if not (index.parent / name).is_file():
+        if name not in present:
             raise CheckpointError(
-                f"{index} places tensor {tensor} in {name}, but that file is not there; download it again."
+                f"{index} places tensor {tensor} in {name:.200}, but that file is not there; download it again."
             )
     return [index.parent / name for name in sorted(tensor_of)]
 
@@ -157,7 +160,7 @@ def _cut_off(path: Path) -> str | None:
         try:
             header = json.loads(file.read(length))
             ends = {name: 8 + length + entry["data_offsets"][1] for name, entry in header.items() if "shape" in entry}
-        except (ValueError, TypeError, LookupError):
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
             return None
     lost = sorted(name for name, end in ends.items() if end > size)
     if not lost:
@@ -174,14 +177,21 @@ def _load_bin(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"{path} was refused: it holds pickled objects other than tensors, which could run code ({reason}). "
-            "Use the safetensors form of this model."
+            f"{path} was refused: it holds pickled objects other than tensors, which could run code "
+            f"({_reason(error)}). Use the safetensors form of this model."
         ) from None
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{path} is damaged or cut off: {reason}. Remove it and download it again.") from None
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    except Exception as error:  # a broken pickle raises whatever its codes stumble over
+        raise CheckpointError(
+            f"{path} is damaged or cut off: {_reason(error)}. Remove it and download it again."
+        ) from None
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
         raise CheckpointError(f"{path} does not hold tensors by name; it is not a weight file.")
     return content
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error's message; its kind, where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -243,6 +244,33 @@ def test_a_damaged_header_is_named(write: Write) -> None:
     fails(folder, "model.safetensors", "damaged")
 
 
+@pytest.mark.parametrize("header", [b"[1, 2]", 100_000 * b"[", 100_000 * b'{"a":'])
+def test_a_header_that_is_no_table_is_named(header: bytes, write: Write) -> None:
+    folder, _ = write()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    fails(folder, "model.safetensors", "damaged")
+
+
+BROKEN_PICKLES = {
+    "empty": b"",
+    "pops from nothing": b"\x80\x02.",
+    "memo": b"\x80\x02h\x05.",
+    "no pairs": b"\x80\x02ccollections\nOrderedDict\nK\x01\x85R.",
+    "no storage": b"\x80\x02K\x01Q.",
+    "no text": b"\x80\x02X\x01\x00\x00\x00\xff.",
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN_PICKLES)
+def test_a_broken_pickle_is_named(broken: str, write: Write) -> None:
+    folder, _ = write()
+    (folder / "model.safetensors").unlink()
+    with zipfile.ZipFile(folder / "pytorch_model.bin", "w") as file:
+        for name, content in (("data.pkl", BROKEN_PICKLES[broken]), ("version", b"3"), ("byteorder", b"little")):
+            file.writestr(f"x/{name}", content)
+    fails(folder, "pytorch_model.bin", "damaged")
+
+
 def test_an_absent_shard_is_named(write: Write) -> None:
     folder, _ = write(max_shard_bytes=8_000)
     shard = sorted(folder.glob("model-*"))[2]
@@ -252,13 +280,22 @@ def test_an_absent_shard_is_named(write: Write) -> None:
     fails(folder, "incomplete")
 
 
-@pytest.mark.parametrize("place", ["../model-1.safetensors", "/etc/passwd", "a/b.safetensors", "..", "x\\y.bin", 3])
+@pytest.mark.parametrize(
+    "place", ["../model-1.safetensors", "/etc/passwd", "a/b.safetensors", "..", "x\\y.bin", 3, [], {}, None]
+)
 def test_an_index_cannot_point_outside_its_folder(place: object, write: Write) -> None:
     folder, _ = write(max_shard_bytes=8_000)
     index = folder / "model.safetensors.index.json"
     places = json.loads(index.read_text())["weight_map"] | {"model.norm.weight": place}
     edit_json(index, weight_map=places)
     fails(folder, "model.safetensors.index.json", "model.norm.weight", repr(place))
+
+
+@pytest.mark.parametrize("place", [5000 * "x" + ".safetensors", "a\0.safetensors"])
+def test_an_index_that_names_an_impossible_file_is_an_error(place: str, write: Write) -> None:
+    folder, _ = write(max_shard_bytes=8_000)
+    edit_json(folder / "model.safetensors.index.json", weight_map={"model.norm.weight": place})
+    fails(folder, "model.safetensors.index.json", "model.norm.weight", "not there")
 
 
 def test_pickled_code_is_refused_and_not_run(write: Write, tmp_path: Path) -> None:
@@ -283,8 +320,9 @@ class Attack:
 def test_a_bin_file_without_tensors_is_named(write: Write) -> None:
     folder, _ = write()
     (folder / "model.safetensors").unlink()
-    torch.save({"epoch": 3}, folder / "pytorch_model.bin")
-    fails(folder, "pytorch_model.bin", "tensors by name")
+    for content in ({"epoch": 3}, {1: torch.ones(2)}):
+        torch.save(content, folder / "pytorch_model.bin")
+        fails(folder, "pytorch_model.bin", "tensors by name")
 
 
 def test_two_shards_with_the_same_tensor_are_an_error(write: Write) -> None:
