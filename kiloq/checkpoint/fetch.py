@@ -35,8 +35,8 @@ class OfflineError(Exception):
     """The hub did not answer, or broke off; the message is its reason in one line."""
 
 
-def from_huggingface(repo: str, revision: str | None) -> tuple[Path, set[str]]:
-    """The folder, and the sha256 sums that were compared on the way."""
+def from_huggingface(repo: str, revision: str | None, cache: Path | None) -> tuple[Path, set[str]]:
+    """The folder, and the sha256 sums that were compared on the way. Without `cache`, the hub library's own."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (  # type: ignore[attr-defined]
         HTTPError,  # that of httpx or httpx2, whichever the library uses
@@ -47,8 +47,9 @@ def from_huggingface(repo: str, revision: str | None) -> tuple[Path, set[str]]:
     try:
         info = HfApi().model_info(repo, revision=revision, files_metadata=True)
         wanted = _wanted(info.siblings or ())
-        checked = _fetch_large(repo, str(info.sha), wanted)
-        folder = snapshot_download(repo, revision=revision, allow_patterns=[file.rfilename for file in wanted])
+        checked = _fetch_large(repo, str(info.sha), wanted, cache)
+        names = [file.rfilename for file in wanted]
+        folder = snapshot_download(repo, revision=revision, allow_patterns=names, cache_dir=cache)
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise AbsentError(repo) from error
     except (HTTPError, OSError) as error:
@@ -56,15 +57,15 @@ def from_huggingface(repo: str, revision: str | None) -> tuple[Path, set[str]]:
     return Path(folder), checked
 
 
-def cached_huggingface(repo: str, revision: str | None) -> Path | None:
+def cached_huggingface(repo: str, revision: str | None, cache: Path | None) -> Path | None:
     """The folder that an earlier download left, without asking the network; it may be incomplete."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(repo, "config.json", revision=revision)
+    found = try_to_load_from_cache(repo, "config.json", revision=revision, cache_dir=cache)
     return Path(found).parent if isinstance(found, str) else None
 
 
-def from_modelscope(repo: str, revision: str | None) -> tuple[Path, set[str]]:
+def from_modelscope(repo: str, revision: str | None, cache: Path | None) -> tuple[Path, set[str]]:
     """As above; ModelScope's own library resumes files and compares their sha256."""
     fetch = _modelscope_library()
     from modelscope_hub.errors import HubError  # both come with it
@@ -73,7 +74,9 @@ def from_modelscope(repo: str, revision: str | None) -> tuple[Path, set[str]]:
     try:
         for weights in (_WEIGHTS, _OLD_WEIGHTS):
             patterns = [*_SMALL, weights]
-            folder = Path(fetch(repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]))
+            folder = Path(
+                fetch(repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"], cache_dir=cache)
+            )
             if any(folder.glob(_WEIGHTS)):
                 break
     except HTTPError as error:  # the hub answered, and its answer is no
@@ -83,13 +86,13 @@ def from_modelscope(repo: str, revision: str | None) -> tuple[Path, set[str]]:
     return folder, set()
 
 
-def cached_modelscope(repo: str, revision: str | None) -> Path | None:
+def cached_modelscope(repo: str, revision: str | None, cache: Path | None) -> Path | None:
     """As for Hugging Face."""
     fetch = _modelscope_library()
     from modelscope_hub.errors import HubError
 
     try:
-        return Path(fetch(repo, revision=revision, local_files_only=True))
+        return Path(fetch(repo, revision=revision, local_files_only=True, cache_dir=cache))
     except HubError:
         return None
 
@@ -117,7 +120,7 @@ def _wanted(files: Sequence["RepoSibling"]) -> list["RepoSibling"]:
     return weights + [file for file in top if any(fnmatchcase(file.rfilename, pattern) for pattern in _SMALL)]
 
 
-def _fetch_large(repo: str, commit: str, files: Sequence["RepoSibling"]) -> set[str]:
+def _fetch_large(repo: str, commit: str, files: Sequence["RepoSibling"], cache: Path | None) -> set[str]:
     """Put the large files of a commit into the hub library's cache under their sha256; return those checked.
 
     The library itself starts a file anew after an interruption; we keep the part and go on where it ended.
@@ -125,8 +128,8 @@ def _fetch_large(repo: str, commit: str, files: Sequence["RepoSibling"]) -> set[
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
-    name = f"models--{repo.replace('/', '--')}"
-    blobs, locks = Path(HF_HUB_CACHE) / name / "blobs", Path(HF_HUB_CACHE) / ".locks" / name
+    name, cache = f"models--{repo.replace('/', '--')}", cache or Path(HF_HUB_CACHE)
+    blobs, locks = cache / name / "blobs", cache / ".locks" / name
     # A sum becomes a file name, so it must be one. (Whatever has none is left to the library.)
     large = [file for file in files if file.lfs and _SHA256.fullmatch(file.lfs.sha256)]
     absent = [file for file in large if file.lfs and not (blobs / file.lfs.sha256).exists()]

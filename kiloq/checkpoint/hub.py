@@ -65,11 +65,16 @@ def parse_id(model: str, *, hub: Literal["auto", "huggingface", "modelscope"] = 
 
 
 def resolve(
-    model: str, *, revision: str | None = None, hub: Literal["auto", "huggingface", "modelscope"] = "auto"
+    model: str,
+    *,
+    revision: str | None = None,
+    hub: Literal["auto", "huggingface", "modelscope"] = "auto",
+    cache_dir: str | Path | None = None,
 ) -> Path:
     """The local folder of a model: a folder as it is, a bundled name, or a hub id.
 
     What was downloaded and verified before is used without asking the network; `download` asks for the newest.
+    `cache_dir` takes the place of the hub's own cache.
     """
     folder = Path(model).expanduser()
     if model and folder.is_dir():
@@ -79,10 +84,10 @@ def resolve(
     if model in _bundled_names():
         return bundled(model)
     model_id = parse_id(model, hub=hub)
-    cached = _CACHED[model_id.hub](model_id.repo, revision)
+    cached = _CACHED[model_id.hub](model_id.repo, revision, _folder(cache_dir))
     if cached is not None and (cached / VERIFIED).is_file():
         return cached
-    return download(model, revision=revision, hub=hub)
+    return download(model, revision=revision, hub=hub, cache_dir=cache_dir)
 
 
 def bundled(name: str = "kiloq-mini-chat") -> Path:
@@ -95,12 +100,16 @@ def bundled(name: str = "kiloq-mini-chat") -> Path:
 
 
 def download(
-    model: str, *, revision: str | None = None, hub: Literal["auto", "huggingface", "modelscope"] = "auto"
+    model: str,
+    *,
+    revision: str | None = None,
+    hub: Literal["auto", "huggingface", "modelscope"] = "auto",
+    cache_dir: str | Path | None = None,
 ) -> Path:
     """Fetch the newest files of a hub id, resuming what was interrupted; offline, what was fetched before."""
     model_id = parse_id(model, hub=hub)
     try:
-        folder, checked = _FETCH[model_id.hub](model_id.repo, revision)
+        folder, checked = _FETCH[model_id.hub](model_id.repo, revision, _folder(cache_dir))
     except AbsentError as error:
         raise CheckpointError(
             f"there is no folder '{model}' here and no model {model_id.repo} on {_TITLES[model_id.hub]}"
@@ -108,12 +117,16 @@ def download(
             f"{_near_folder(model)}"
         ) from error
     except OfflineError as error:
-        cached = _CACHED[model_id.hub](model_id.repo, revision)
+        cached = _CACHED[model_id.hub](model_id.repo, revision, _folder(cache_dir))
         if cached is None or not (cached / "config.json").exists():
             raise _unreachable(model, model_id, error) from error
         folder, checked = cached, set()
     verify(folder, checked)
     return folder
+
+
+def _folder(cache_dir: str | Path | None) -> Path | None:
+    return None if cache_dir is None else Path(cache_dir).expanduser().absolute()
 
 
 def _unreachable(model: str, model_id: ModelId, error: Exception) -> CheckpointError:

@@ -126,12 +126,12 @@ def hub() -> Iterator[FakeHub]:
 
 
 SCRIPT = """
-import sys
+import os, sys
 from kiloq.checkpoint import hub
 from kiloq.errors import KiloqError
 try:
     for call in sys.argv[2:]:
-        print(getattr(hub, call)(sys.argv[1]))
+        print(getattr(hub, call)(sys.argv[1], cache_dir=os.environ.get("KILOQ_TEST_CACHE")))
 except KiloqError as error:
     sys.exit(f"{error}")
 assert "torch" not in sys.modules or "modelscope" in sys.modules  # its library imports torch where it finds it
@@ -270,6 +270,20 @@ def test_modelscope_ids_come_from_there_and_once(hub: FakeHub, person: Person) -
     assert person.folder("resolve", model=f"modelscope:{REPO}") == folder
     assert hub.requests == []
     assert "no model Qwen/Nope on ModelScope" in person.error("resolve", model="ms:Qwen/Nope")
+
+
+@pytest.mark.parametrize("model", [REPO, f"ms:{REPO}"])
+def test_a_cache_of_ones_own_takes_the_place_of_the_hubs(hub: FakeHub, person: Person, model: str) -> None:
+    if model.startswith("ms:"):
+        pytest.importorskip("modelscope", reason="the modelscope extra is not installed")
+    folder = person.folder("resolve", model=model, KILOQ_TEST_CACHE="own")
+    assert folder.is_relative_to(person.home / "own") or folder.is_relative_to("own")
+    assert (person.home / folder / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
+    large = [path for path in person.home.rglob("*") if path.is_file() and path.stat().st_size == 5000]
+    assert all(path.is_relative_to(person.home / "own") for path in large)
+    hub.requests.clear()
+    assert person.folder("resolve", model=model, KILOQ_TEST_CACHE="own") == folder
+    assert hub.requests == []
 
 
 def test_modelscope_without_its_package_names_the_extra(person: Person) -> None:
