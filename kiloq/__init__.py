@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from kiloq.compat import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from kiloq.compat import (
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        GenerationConfig,
+        decode_tokens,
+        get_stop_words_ids,
+        make_context,
+        snapshot_download,
+    )
     from kiloq.engine import LLM, SamplingParams
     from kiloq.tokenizer import Tokenizer
 
@@ -18,6 +26,10 @@ _HOME = {
     "AutoModelForCausalLM": "kiloq.compat",
     "AutoTokenizer": "kiloq.compat",
     "GenerationConfig": "kiloq.compat",
+    "decode_tokens": "kiloq.compat",
+    "get_stop_words_ids": "kiloq.compat",
+    "make_context": "kiloq.compat",
+    "snapshot_download": "kiloq.compat",
 }
 
 __all__ = [
@@ -27,6 +39,10 @@ __all__ = [
     "GenerationConfig",
     "SamplingParams",
     "Tokenizer",
+    "decode_tokens",
+    "get_stop_words_ids",
+    "make_context",
+    "snapshot_download",
 ]
 
 

@@ -40,10 +40,11 @@ class GenerationConfig:
         *,
         trust_remote_code: bool = False,
         revision: str | None = None,
+        cache_dir: str | Path | None = None,
         **changes: object,
     ) -> "GenerationConfig":
         """The settings of a folder or hub id, with changes on top."""
-        folder = resolve(str(name), revision=revision)
+        folder = resolve(str(name), revision=revision, cache_dir=cache_dir)
         tokenizer = Tokenizer.load(folder)
         return cls.of(GenerationDefaults.from_files(folder, tokenizer), tokenizer).with_changes(changes)
 

@@ -10,17 +10,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kiloq.chat import Message, trim_history
 from kiloq.checkpoint import save_checkpoint
-from kiloq.engine import LLM
+from kiloq.engine import LLM, SamplingParams
 from kiloq.engine.llm import Choice, Piece
 from kiloq.errors import KiloqError, RequestError
 
+from .arguments import Device, WithoutEffect, check_names, device_of, dtype_of
 from .context import History, conversation
 from .generation_config import GenerationConfig
 from .tokenizer import QwenTokenizer
 
 _REMEMBERED = 256  # answers whose ids are kept, so that a history of texts renders as it was generated
+
+# Arguments of transformers that choose nothing here; the cache is the engine's own.
+_GENERATE_WITHOUT_EFFECT = frozenset({"use_cache", "token_type_ids", "synced_gpus"})
+_CALL_WITHOUT_EFFECT: WithoutEffect = {
+    "use_cache": None,
+    "token_type_ids": None,
+    "return_dict": (None, True),
+    "output_attentions": (None, False),
+    "output_hidden_states": (None, False),
+    "past_key_values": (None,),
+    "inputs_embeds": (None,),
+    "position_ids": (None,),
+}
 
 
 @dataclass(frozen=True)
@@ -55,22 +68,56 @@ class CausalLM:
         """Nothing to do: a loaded model is in evaluation mode."""
         return self
 
+    def to(
+        self,
+        device: Device | torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        non_blocking: bool = False,  # it changes no value
+    ) -> "CausalLM":
+        """Move the model to a device or convert it to a type, in place, when it is not answering."""
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
+        target = None if device is None else torch.device(device_of(device))
+        self.llm.to(target, None if dtype is None else getattr(torch, dtype_of(dtype)))
+        return self
+
+    def cuda(self, device: Device | None = None) -> "CausalLM":
+        return self.to("cuda" if device is None else device)
+
+    def cpu(self) -> "CausalLM":
+        return self.to("cpu")
+
+    def half(self) -> "CausalLM":
+        return self.to(torch.float16)
+
+    def bfloat16(self) -> "CausalLM":
+        return self.to(torch.bfloat16)
+
+    def float(self) -> "CausalLM":
+        return self.to(torch.float32)
+
     def chat(
         self,
         tokenizer: QwenTokenizer,
         query: str,
         history: History | None = None,
         system: str | None = None,
-        *,
         append_history: bool = True,
+        stream: bool | None = None,
         stop_words_ids: Sequence[Sequence[int]] | None = None,
         generation_config: GenerationConfig | None = None,
         **changes: object,
     ) -> tuple[str, list[tuple[str, str]]]:
-        """The answer, and a new history with it. A stop word that ended the answer stays in it, as in the original."""
+        """The answer, and a new history with it. A stop word that ended the answer stays in it, as in the original.
+
+        The order is that of the first release; a later one left `append_history` out and refused `stream` of any value.
+        """
+        if stream:
+            raise RequestError("chat gives whole answers; for an answer as it is made, call chat_stream.")
         settings = self._settings(generation_config, changes, stop_words_ids)
-        messages = self._messages(query, history, system, settings)
-        result = self.llm.chat(messages, settings.to_params(self.llm.tokenizer, prompt_length=0))
+        prompt_ids, params = self._prompt(query, history, system, settings)
+        result = self.llm.generate([prompt_ids], params)[0]
         ids = self._visible(result.choices[0])
         response = tokenizer.decode(ids).strip()
         self._remember(response, ids)
@@ -83,15 +130,18 @@ class CausalLM:
         query: str,
         history: History | None = None,
         system: str | None = None,
-        *,
         stop_words_ids: Sequence[Sequence[int]] | None = None,
+        logits_processor: None = None,
         generation_config: GenerationConfig | None = None,
         **changes: object,
     ) -> Iterator[str]:
         """The answer so far, each time longer. Closing the iterator ends the answer."""
+        if logits_processor is not None:
+            raise RequestError(
+                "logits_processor is not supported; repetition_penalty, min_p and the like are settings."
+            )
         settings = self._settings(generation_config, changes, stop_words_ids)
-        messages = self._messages(query, history, system, settings)
-        pieces = self.llm.stream(messages, settings.to_params(self.llm.tokenizer, prompt_length=0))
+        pieces = self.llm.stream(*self._prompt(query, history, system, settings))
         decoder = self.llm.tokenizer.stream_decoder(errors="ignore")
         text, ids = "", []
         try:
@@ -108,11 +158,11 @@ class CausalLM:
 
     def generate(
         self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        *,
         inputs: Tensor | None = None,
         generation_config: GenerationConfig | None = None,
+        *,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         stop_words_ids: Sequence[Sequence[int]] | None = None,
         return_dict_in_generate: bool = False,
         **changes: object,
@@ -126,7 +176,7 @@ class CausalLM:
             raise RequestError("generate needs input_ids, a tensor of prompts [N, S].")
         if return_dict_in_generate:
             raise RequestError("return_dict_in_generate is not supported; generate returns the tensor of sequences.")
-        changes = {name: value for name, value in changes.items() if name not in _NO_EFFECT}
+        changes = {name: value for name, value in changes.items() if name not in _GENERATE_WITHOUT_EFFECT}
         settings = self._settings(generation_config, changes, stop_words_ids)
         mask = self._mask(prompts, attention_mask, settings)
         rows = [row[kept].tolist() for row, kept in zip(prompts, mask, strict=True)]
@@ -143,9 +193,17 @@ class CausalLM:
         return nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=self._pad_id(settings))
 
     def __call__(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        **others: object,
     ) -> CausalLMOutput:
-        """Logits of whole sequences [N, S]; with labels, the mean loss of each next token that is not -100."""
+        """Logits of whole sequences [N, S]; with labels, the mean loss of each next token that is not -100.
+
+        What follows padding is nobody's next token, so a padded row has the loss that it has alone.
+        """
+        check_names(CausalLM.__call__, others, _CALL_WITHOUT_EFFECT)
         _check_two_dimensional(input_ids)
         kept = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         lengths: list[int] = kept.sum(1).tolist()
@@ -155,7 +213,8 @@ class CausalLM:
         logits[kept] = flat
         if labels is None:
             return CausalLMOutput(logits)
-        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
+        targets = labels[:, 1:].masked_fill(~kept[:, :-1], -100)
+        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
         return CausalLMOutput(logits, loss)
 
     def save_pretrained(self, folder: str | Path, *, max_shard_size: int | str = 5_000_000_000) -> None:
@@ -181,9 +240,9 @@ class CausalLM:
         words = [*settings.stop_words_ids, *map(list, stop_words_ids)]
         return dataclasses.replace(settings, stop_words_ids=words)
 
-    def _messages(
+    def _prompt(
         self, query: str, history: History | None, system: str | None, settings: GenerationConfig
-    ) -> list[Message]:
+    ) -> tuple[Sequence[int], SamplingParams]:
         if settings.chat_format != "chatml":
             raise RequestError(
                 f"chat needs chat_format 'chatml', but this model has {settings.chat_format!r}. "
@@ -195,7 +254,8 @@ class CausalLM:
             else message
             for message in conversation(query, history, system)
         ]
-        return list(trim_history(messages, self.llm.tokenizer, self.llm.format, settings.max_window_size))
+        params = settings.to_params(self.llm.tokenizer, prompt_length=0)
+        return self.llm.prompt_of(messages, params, window=settings.max_window_size)
 
     def _visible(self, answer: Choice | Piece) -> list[int]:
         """Its ids, with the token that ended it if that is part of the text."""
@@ -219,10 +279,6 @@ class CausalLM:
 
     def _pad_id(self, settings: GenerationConfig) -> int:
         return self.llm.generation.pad_id if settings.pad_token_id is None else settings.pad_token_id
-
-
-# Arguments of transformers' generate that choose nothing here.
-_NO_EFFECT = frozenset({"use_cache", "token_type_ids", "synced_gpus"})
 
 
 def _check_two_dimensional(ids: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, overload, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -10,8 +10,18 @@ from torch import Tensor
 from kiloq.errors import RequestError, TokenizerError
 from kiloq.tokenizer import Tokenizer
 
+from .arguments import WithoutEffect, check_names
+
 Names = Literal["all"] | Collection[str]
 Token = bytes | str  # a piece of text, or the name of a special token
+
+# No special token is added, decoded text is not cleaned up, and the model has no token types.
+_WITHOUT_EFFECT: WithoutEffect = {
+    "add_special_tokens": None,
+    "clean_up_tokenization_spaces": None,
+    "return_attention_mask": (None, True),
+    "return_token_type_ids": (None, False),
+}
 
 
 @runtime_checkable
@@ -85,11 +95,11 @@ class QwenTokenizer:
         max_length: int | None = None,
         allowed_special: Names = "all",
         disallowed_special: Names = (),
-        add_special_tokens: bool = True,  # there are none to add
+        **others: object,
     ) -> BatchEncoding:
         """Ids and attention mask of one text or of several."""
-        if return_tensors not in (None, "pt"):
-            raise RequestError(f"return_tensors is {return_tensors!r}; it must be 'pt' or None.")
+        check_names(QwenTokenizer.__call__, others, _WITHOUT_EFFECT)
+        _check_tensors(return_tensors)
         texts = [text] if isinstance(text, str) else list(text)
         rows = [
             self.encode(one, allowed_special=allowed_special, disallowed_special=disallowed_special) for one in texts
@@ -111,20 +121,62 @@ class QwenTokenizer:
             return BatchEncoding(input_ids=rows[0], attention_mask=masks[0])
         return BatchEncoding(input_ids=rows, attention_mask=masks)
 
-    def encode(self, text: str, *, allowed_special: Names = "all", disallowed_special: Names = ()) -> list[int]:
-        """Ids of a text; a disallowed name in it is an error that is a ValueError too."""
-        return self.tokenizer.encode(text, allowed_special=allowed_special, disallowed_special=disallowed_special)
+    @overload
+    def encode(
+        self,
+        text: str,
+        *,
+        allowed_special: Names = ...,
+        disallowed_special: Names = ...,
+        return_tensors: None = ...,
+        **others: object,
+    ) -> list[int]: ...
+    @overload
+    def encode(
+        self,
+        text: str,
+        *,
+        allowed_special: Names = ...,
+        disallowed_special: Names = ...,
+        return_tensors: str,
+        **others: object,
+    ) -> Tensor: ...
+    def encode(
+        self,
+        text: str,
+        *,
+        allowed_special: Names = "all",
+        disallowed_special: Names = (),
+        return_tensors: str | None = None,
+        **others: object,
+    ) -> list[int] | Tensor:
+        """Ids of a text, as a tensor [1, T] if asked; a disallowed name in it is an error that is a ValueError too."""
+        check_names(QwenTokenizer.encode, others, _WITHOUT_EFFECT)
+        _check_tensors(return_tensors)
+        ids = self.tokenizer.encode(text, allowed_special=allowed_special, disallowed_special=disallowed_special)
+        return ids if return_tensors is None else torch.tensor([ids])
 
-    def tokenize(self, text: str, *, allowed_special: Names = "all", disallowed_special: Names = ()) -> list[Token]:
+    def tokenize(self, text: str, allowed_special: Names = "all", disallowed_special: Names = ()) -> list[Token]:
         ids = self.encode(text, allowed_special=allowed_special, disallowed_special=disallowed_special)
         return self.convert_ids_to_tokens(ids)
 
-    def decode(self, token_ids: object, *, skip_special_tokens: bool = False, errors: str | None = None) -> str:
+    def decode(
+        self, token_ids: object, skip_special_tokens: bool = False, *, errors: str | None = None, **others: object
+    ) -> str:
         """Text of an id, a list, an array or a tensor of ids."""
+        check_names(QwenTokenizer.decode, others, _WITHOUT_EFFECT)
         return self.tokenizer.decode(id_list(token_ids), skip_special=skip_special_tokens, errors=errors or self.errors)
 
-    def batch_decode(self, rows: Sequence[object] | Tensor, *, skip_special_tokens: bool = False) -> list[str]:
-        return [self.decode(row, skip_special_tokens=skip_special_tokens) for row in rows]
+    def batch_decode(
+        self,
+        rows: Sequence[object] | Tensor,
+        skip_special_tokens: bool = False,
+        *,
+        errors: str | None = None,
+        **others: object,
+    ) -> list[str]:
+        check_names(QwenTokenizer.batch_decode, others, _WITHOUT_EFFECT)
+        return [self.decode(row, skip_special_tokens, errors=errors) for row in rows]
 
     def convert_ids_to_tokens(self, ids: object) -> list[Token]:
         """Bytes of pieces of text, names of special tokens."""
@@ -173,3 +225,8 @@ def id_list(ids: object) -> list[int]:
     if isinstance(listed, Sequence) and all(isinstance(token_id, int) for token_id in listed):
         return list(listed)
     raise RequestError(f"token ids are {type(ids).__name__}; they must be one id, or one list or tensor of ids.")
+
+
+def _check_tensors(return_tensors: str | None) -> None:
+    if return_tensors not in (None, "pt"):
+        raise RequestError(f"return_tensors is {return_tensors!r}; it must be 'pt' or None.")

@@ -83,26 +83,21 @@ class LLM:
         checkpoint = open_checkpoint(bundled() if model is None else model)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        limits = EngineConfig(
+        self._limits = EngineConfig(
             max_context=max_context, max_batch=max_batch, kv_dtype=kv_dtype, kv_memory=kv_memory, seed=seed
         )
-        self._folder = checkpoint.folder
+        self.folder = checkpoint.folder
         self.config = checkpoint.config
         self.tokenizer = checkpoint.tokenizer
         self.generation = checkpoint.generation
         self.model = load_model(checkpoint, dtype=dtype, device=device)
-        self.engine = Engine(
-            self.model,
-            limits,
-            tokenizer=checkpoint.tokenizer,
-            stop_ids=checkpoint.generation.stop_ids,
-        )
+        self.engine = self._new_engine()
         self._readers: dict[str, Callable[[Event], None]] = {}  # who waits for which request
 
     @cached_property
     def format(self) -> ChatFormat:
         """How conversations are laid out; CheckpointError for a model whose template is not ChatML."""
-        return chat_format_for(self.config.family, self._folder)
+        return chat_format_for(self.config.family, self.folder)
 
     def generate(
         self, prompts: str | Sequence[str] | Sequence[Sequence[int]], params: SamplingParams | None = None
@@ -132,12 +127,12 @@ class LLM:
         return results if several else results[0]
 
     def stream(
-        self, messages: Conversation | str, params: SamplingParams | None = None, *, tools: Tools = ()
+        self, messages: Conversation | str | Sequence[int], params: SamplingParams | None = None, *, tools: Tools = ()
     ) -> Generator[Piece]:
-        """The answer to a conversation, or the continuation of a text, as it is made. Closing it ends the request."""
-        if isinstance(messages, str):
+        """The answer to a conversation, or the continuation of a text or ids, as it is made. Closing it ends it."""
+        if isinstance(messages, str) or (messages and isinstance(messages[0], int)):
             params = params or SamplingParams.for_model(self.generation)
-            pieces = self._pieces(self.tokenizer.encode(messages), params)
+            pieces = self._pieces(self._prompt_ids(messages, 0), params)
         else:
             pieces = self._pieces(*self.prompt_of(messages, params, tools=tools))
         next(pieces)  # queue it now: a mistake shows here, and closing what has not begun would free nothing
@@ -150,12 +145,14 @@ class LLM:
         *,
         tools: object = (),
         thinking: bool | None = None,
+        window: int | None = None,  # the prompt is shorter; the model's own by default
     ) -> Prompt:
         """Ids of a conversation, less its oldest rounds if it is too long, and parameters that end where turns do."""
         params = params or SamplingParams.for_model(self.generation)
         parsed, known_tools = parse_messages(messages), parse_tools(tools)
         room = params.max_tokens or self.engine.max_context // 4
-        window = min(self.generation.max_window, self.engine.max_context - room + 1)
+        window = self.generation.max_window if window is None else window
+        window = min(window, self.engine.max_context - room + 1)
         kept = trim_history(parsed, self.tokenizer, self.format, window, tools=known_tools, thinking=thinking)
         rendered = render(kept, self.tokenizer, self.format, tools=known_tools, thinking=thinking)
         if not params.ignore_eos:  # a base model's own stop ids may not know where a turn ends
@@ -163,6 +160,15 @@ class LLM:
         if known_tools:
             params = dataclasses.replace(params, stop=(*params.stop, *self.format.tool_stop))
         return rendered.ids, params
+
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
+        """Move or convert the model in place. Its cache is emptied."""
+        if self._readers:
+            raise RequestError("an answer is being made; read it to its end or close it before the model moves.")
+        self.model.to(device=device, dtype=dtype)
+        del self.engine  # its cache may stand where the next one will
+        torch.cuda.empty_cache()  # the next one is as large as what the device reports as free allows
+        self.engine = self._new_engine()
 
     def as_completed(self, prompts: Iterable[Prompt]) -> Iterator[tuple[int, Result | KiloqError]]:
         """Answer many prompts; each one's number and its result, or why it has none, in the order they finish."""
@@ -190,6 +196,9 @@ class LLM:
         finally:
             for request_id in running:
                 self._close(request_id)
+
+    def _new_engine(self) -> Engine:
+        return Engine(self.model, self._limits, tokenizer=self.tokenizer, stop_ids=self.generation.stop_ids)
 
     def _prompt_ids(self, prompt: object, number: int) -> list[int]:
         if isinstance(prompt, str):

@@ -150,11 +150,12 @@ def test_logits_and_loss_of_padded_rows_are_those_of_the_rows_alone(model: Causa
     out = model(ids, attention_mask=mask, labels=torch.where(mask.bool(), ids, -100))
     torch.testing.assert_close(out.logits[0], model(ids[:1]).logits[0], atol=1e-5, rtol=0)
     torch.testing.assert_close(out.logits[1, 2:], model(ids[1:, 2:]).logits[0], atol=1e-5, rtol=0)
-    first = out.logits[0, :3].log_softmax(-1).gather(1, ids[0, 1:, None]).sum()
-    # The first real token of a padded row has no token before it to predict it; its label still counts, as published.
+    # The row alone has no token before its first one to predict it from, and so no loss for it.
+    alone = [(model(ids[:1]).logits[0], ids[0]), (model(ids[1:, 2:]).logits[0], ids[1, 2:])]
+    terms = [-logits[:-1].log_softmax(-1).gather(1, row[1:, None]) for logits, row in alone]
     assert out.loss is not None
-    assert torch.isfinite(out.loss)
-    assert model(ids[:1], labels=ids[:1]).loss.item() == pytest.approx(-first.item() / 3, abs=1e-5)
+    assert out.loss.item() == pytest.approx(torch.cat(terms).mean().item(), abs=1e-5)
+    assert len(torch.cat(terms)) == 4
 
 
 @settings(max_examples=60, deadline=None)
