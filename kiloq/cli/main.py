@@ -41,7 +41,7 @@ GROUPS = {
         "Train, expand and inspect vocabularies.",
         'kiloq tokenizer inspect "Hello, 世界"',
     ),
-    "train": ("kiloq.cli.train_commands:app", "Train a model from a recipe.", "kiloq train sft recipe.toml"),
+    "train": ("kiloq.cli.train_commands:app", "Train a model from a recipe.", "kiloq train sft recipes/mini/sft.toml"),
 }
 
 USAGE_ERROR = 2
