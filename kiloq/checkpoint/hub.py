@@ -57,7 +57,7 @@ def parse_id(model: str, *, hub: Literal["auto", "huggingface", "modelscope"] = 
             place, repo = prefix_hub, repo[len(prefix) :].rstrip("/")
     if not _ID.fullmatch(repo):
         raise CheckpointError(
-            f"'{model}' is neither a folder on this machine nor a hub id, which has the form owner/name "
+            f"'{model:.200}' is neither a folder on this machine nor a hub id, which has the form owner/name "
             f"(Qwen/Qwen3-0.6B; ms:Qwen/Qwen3-0.6B on ModelScope).{_near_folder(model)}"
         )
     owner, name = repo.split("/")
@@ -76,10 +76,15 @@ def resolve(
     What was downloaded and verified before is used without asking the network; `download` asks for the newest.
     `cache_dir` takes the place of the hub's own cache.
     """
-    folder = Path(model).expanduser()
-    if model and folder.is_dir():
+    try:
+        folder = Path(model).expanduser()
+        is_folder, is_file = folder.is_dir(), folder.is_file()
+    except (RuntimeError, OSError) as error:  # no such user, too long a name, no right to look
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"'{model:.200}' cannot be looked up on this machine: {reason}.") from None
+    if model and is_folder:
         return folder
-    if folder.is_file():
+    if is_file:
         raise CheckpointError(f"'{model}' is a file; give the folder that holds config.json and the weights.")
     if model in _bundled_names():
         return bundled(model)
@@ -141,10 +146,10 @@ def _unreachable(model: str, model_id: ModelId, error: Exception) -> CheckpointE
 
 def _near_folder(model: str) -> str:
     """A folder that the person may have meant, for the end of an error message."""
-    path = Path(model).expanduser()
     try:
+        path = Path(model).expanduser()
         names = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
-    except OSError:
+    except (RuntimeError, OSError):
         return ""
     near = difflib.get_close_matches(path.name, names, n=1)
     return f" Did you mean the folder '{path.parent / near[0]}'?" if near else ""

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from kiloq.checkpoint.hub import ModelId, bundled, parse_id, resolve
+from kiloq.checkpoint.hub import ModelId, bundled, download, parse_id, resolve
 from kiloq.errors import CheckpointError
 
 REPO = "Qwen/Qwen-Tiny"
@@ -332,6 +332,14 @@ def test_the_hub_can_be_named_apart() -> None:
 def test_a_path_that_is_not_there_is_no_id(model: str) -> None:
     with pytest.raises(CheckpointError, match="neither a folder on this machine nor a hub id"):
         resolve(model)
+
+
+@pytest.mark.parametrize("model", ["~nosuchuser/x", f"a/{5000 * 'b'}", f"{300 * 'a'}/b"])
+def test_a_path_that_cannot_be_is_one_error(model: str) -> None:
+    for call in (resolve, download):
+        with pytest.raises(CheckpointError, match=model[:200]) as caught:
+            call(model)
+        assert len(str(caught.value)) < 500
 
 
 def test_a_folder_is_itself_and_a_file_is_refused(tmp_path: Path) -> None:
