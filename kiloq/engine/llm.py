@@ -251,8 +251,9 @@ class LLM:
         # Events go to whoever steps the engine: without this, a reader whose last one went elsewhere waits for ever.
         assert self.engine.has_work, "an answer is awaited, but the engine has none: its events were taken elsewhere"
         for event in self.engine.step():
-            if event.request_id in self._readers:  # nobody listens to what was closed
-                self._readers[event.request_id](event)
+            reader = self._readers.get(event.request_id)
+            if reader is not None:  # nobody listens to what was closed
+                reader(event)
 
 
 class _Answers:
