@@ -1,12 +1,12 @@
-"""What all tests share: where the optional reference data lies, and two threads, so that results repeat."""
+"""What all tests share: where the optional reference data lies, and one thread, so that results repeat."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-# Equal results on every machine, and no fight over cores when several tests run side by side.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# One thread: equal results on every machine, and spinning threads would fight over busy cores (tiny models need none).
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 

@@ -44,8 +44,8 @@ def test_code_block_runs(language: str, body: str, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip(), "the block printed nothing"
-    if "My name is Mina" in body:  # the last question is what the name was
-        assert "Mina" in done.stdout.strip().splitlines()[-1]
+    if "My name is Tom" in body:  # the last question is what the name was
+        assert "Tom" in done.stdout.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize("name", ["README.md", "README_KO.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])
