@@ -77,7 +77,7 @@ def test_every_command_through_a_terminal(tiny_model: Path, tmp_path: Path) -> N
     chat.type(":seed 8")
     assert chat.type("hello") != first
     chat.type(":clh")
-    assert "temperature=0\r\n" in chat.type(":conf temperature=0 max_tokens=9")
+    assert "temperature=0.0\r\n" in chat.type(":conf temperature=0 max_tokens=9")
     greedy = chat.type("hello")
     chat.type(":clh")
     chat.type(":seed 9")
@@ -86,7 +86,7 @@ def test_every_command_through_a_terminal(tiny_model: Path, tmp_path: Path) -> N
     # A wrong setting changes nothing.
     assert "Did you mean 'temperature'" in chat.type(":conf temprature=1")
     assert "top_p is 7" in chat.type(":conf top_p=7 temperature=1")
-    assert "temperature=0\r\n" in chat.type(":conf")
+    assert "temperature=0.0\r\n" in chat.type(":conf")
     reset = chat.type(":reset-conf")
     assert "temperature=1.0" in reset
     assert "seed=null" in reset
