@@ -37,7 +37,7 @@ def chat(
         path=continued,
     )
     if sys.stdin.isatty() and sys.stdout.isatty():
-        return _talk_in_terminal(session.handle, session.stop)
+        return talk_in_terminal(_terminal_reader(), handle=session.handle, stop=session.stop)
     return _answer_lines(session.handle)
 
 
@@ -46,8 +46,8 @@ def greeting(model: str | None) -> str:
     return f"{DEMONSTRATION if model is None else model}  (:help shows the commands)"
 
 
-def _talk_in_terminal(handle: Callable[[str], bool], stop: Callable[[], None]) -> int:
-    read = _terminal_reader()
+def talk_in_terminal(read: Callable[[], str], *, handle: Callable[[str], bool], stop: Callable[[], None]) -> int:
+    """Hand each line over until the person leaves. No Ctrl-C ends the talk: the first one asks, a second one cuts."""
     going_on = True
     while going_on:
         try:
@@ -60,6 +60,8 @@ def _talk_in_terminal(handle: Callable[[str], bool], stop: Callable[[], None]) -
         try:
             with on_interrupt(stop):
                 going_on = handle(line)
+        except KeyboardInterrupt:
+            say("(interrupted; the conversation goes on)")
         except KiloqError as error:
             say(f"kiloq: {error}")
     return 0

@@ -12,7 +12,7 @@ from kiloq.engine import SamplingParams
 from kiloq.errors import DataError, RequestError
 
 if TYPE_CHECKING:
-    from kiloq.engine import LLM
+    from kiloq.engine import LLM, Piece
 
 # Several answers at once and their probabilities have no place in a conversation.
 _NOT_IN_A_CHAT = {"n", "logprobs"}
@@ -67,24 +67,35 @@ class ChatSession:
         return True
 
     def answer(self, text: str) -> None:
-        """Stream the answer to one message; both join the conversation, also when the answer is stopped half-way."""
+        """Stream the answer to one message; both join the conversation, also when the answer is stopped half-way.
+
+        A KeyboardInterrupt passes through: what was said before it is kept, and where nothing was, nothing changes.
+        """
         question = Message(role="user", content=text)
-        said: list[str] = []
-        ids: list[int] = []
+        said: list[Piece] = []
         self.stop_requested = False
         pieces = self.llm.stream([*self.opening(), *self.messages, question], self.params())
-        for piece in pieces:
-            self.write(piece.text)
-            said.append(piece.text)
-            ids.extend(piece.token_ids)
-            if self.stop_requested:
-                pieces.close()
-                break
-        self.write("\n")
+        try:
+            for piece in pieces:
+                said.append(piece)
+                self.write(piece.text)
+                if self.stop_requested:
+                    break
+        except KeyboardInterrupt:
+            if said:
+                self._keep(question, said)
+            raise
+        finally:
+            pieces.close()
+            self.write("\n")
         if self.stop_requested:
             self.say("(stopped; what was said is kept)")
-        reply = parse_reply("".join(said), self.llm.format)
-        answer = Message(role="assistant", content=reply.content, reasoning=reply.reasoning, token_ids=tuple(ids))
+        self._keep(question, said)
+
+    def _keep(self, question: Message, said: "Sequence[Piece]") -> None:
+        reply = parse_reply("".join(piece.text for piece in said), self.llm.format)
+        ids = tuple(token_id for piece in said for token_id in piece.token_ids)
+        answer = Message(role="assistant", content=reply.content, reasoning=reply.reasoning, token_ids=ids)
         self.messages += [question, answer]
 
     def opening(self) -> list[Message]:

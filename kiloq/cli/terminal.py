@@ -39,7 +39,7 @@ def clear_screen() -> None:
 
 @contextmanager
 def on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C calls `stop`, so that no step of the engine is cut in two; a second Ctrl-C is the usual hard one."""
+    """Ctrl-C calls `stop`, so that no step of the engine is cut in two; a second one raises KeyboardInterrupt."""
 
     def handle(_number: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, previous)

@@ -1,11 +1,13 @@
 """A conversation with a real engine, without a terminal."""
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from kiloq.cli.chat import talk_in_terminal
 from kiloq.cli.chat_session import ChatSession, read_conversation
 from kiloq.engine import LLM
 from kiloq.errors import DataError, RequestError
@@ -70,6 +72,42 @@ def test_a_stopped_answer_keeps_its_ids_and_the_chat_goes_on(
     assert llm.engine.stats.running == 0
     session.handle("go on")
     assert len(session.messages) == 4
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_second_ctrl_c_ends_the_answer_and_not_the_talk(
+    start: Callable[..., tuple[ChatSession, list[str], list[str]]],
+    llm: LLM,
+    capsys: pytest.CaptureFixture[str],
+    begun: bool,
+) -> None:
+    session, written, _ = start(seed=1, max_tokens=500, ignore_eos=True)
+    session.handle("before")
+    lines = iter(["the one that is cut", ":conf max_tokens=4", "after"])
+
+    def press_twice(*_: object) -> None:
+        hook.remove()
+        session.write = written.append
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    def read() -> str:
+        line = next(lines, None)
+        if line is None:
+            raise EOFError
+        return line
+
+    hook = llm.model.register_forward_pre_hook(press_twice)  # in the middle of a step of the engine
+    if begun:
+        hook.remove()
+        session.write = press_twice
+    assert talk_in_terminal(read, handle=session.handle, stop=session.stop) == 0
+    assert "goes on" in capsys.readouterr().err
+    questions = [message.content for message in session.messages if message.role == "user"]
+    assert questions == (["before", "the one that is cut", "after"] if begun else ["before", "after"])
+    assert all(message.token_ids for message in session.messages if message.role == "assistant")
+    assert llm.engine.stats.running == 0
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_message_that_is_too_long_changes_nothing(
