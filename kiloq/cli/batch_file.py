@@ -65,63 +65,87 @@ class Answers(Protocol):
 class AnswerFile:
     """The output file: answers are appended as they come and survive a kill; `finish` puts them in the jobs' order.
 
-    Opening it again finds the answers that are there, cuts a half-written last line, and goes on behind it.
+    Opening it again finds the answers that are there, cuts a half-written last line, and goes on behind it; `digests`
+    tells for every job what an answer to it has in "job". A file that is not there yet begins with the first answer.
     """
 
-    def __init__(self, path: Path, jobs: Sequence[Job]) -> None:
+    def __init__(self, path: Path, digests: Mapping[JobId, str]) -> None:
         self.path = path
-        self.order = {job.id: index for index, job in enumerate(jobs)}
+        self.digests = digests
         self.done: dict[JobId, tuple[int, int]] = {}  # where each answer lies in the file: start, length
+        self._file: BinaryIO | None = None
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = self.path.open("a+b")
+            nearest = next(one for one in (path, *path.absolute().parents) if one.exists())
+            if nearest != path and not (nearest.is_dir() and os.access(nearest, os.W_OK)):  # tell it before the work
+                raise DataError(f"cannot write the answers to {path}: {nearest} is no folder that can be written to.")
         except OSError as error:
-            raise DataError(f"cannot write the answers to {self.path}: {error.strerror}.") from error
-        self.file.seek(0)
-        end = 0
-        for number, line in enumerate(self.file, start=1):
-            if line.endswith(b"\n"):
-                self.done[self._id_of(line, number)] = (end, len(line))
-                end += len(line)
-        if end < self.file.tell():
-            self.file.truncate(end)
+            raise DataError(f"cannot write the answers to {path}: {error.strerror}.") from error
+        if nearest == path:
+            self._read_done()
 
     def close(self) -> None:
-        self.file.close()
+        if self._file is not None:
+            self._file.close()
 
     def write(self, row: Mapping[str, object]) -> None:
         line = as_line(row)
-        self.done[id_of(row)] = (self.file.seek(0, os.SEEK_END), len(line))
-        self.file.write(line)
-        self.file.flush()
+        file = self._opened()
+        self.done[id_of(row)] = (file.seek(0, os.SEEK_END), len(line))
+        file.write(line)
+        file.flush()
 
     def skip(self, job_id: JobId) -> None:
         """Nothing was written for it, and nothing will be."""
 
     def finish(self) -> None:
         """Replace the file by one in the order of the input, in one step."""
-        spans = [self.done[job_id] for job_id in self.order if job_id in self.done]
+        answers = self._opened()  # an empty one where nothing was asked
+        spans = [self.done[job_id] for job_id in self.digests if job_id in self.done]
         if spans == sorted(spans):
             return
         part = self.path.with_name(self.path.name + ".part")
         with part.open("wb") as file:
             for start, length in spans:
-                self.file.seek(start)
-                file.write(self.file.read(length))
+                answers.seek(start)
+                file.write(answers.read(length))
             file.flush()
             os.fsync(file.fileno())
         part.replace(self.path)
 
+    def _opened(self) -> BinaryIO:
+        if self._file is None:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("a+b")
+            except OSError as error:
+                raise DataError(f"cannot write the answers to {self.path}: {error.strerror}.") from error
+        return self._file
+
+    def _read_done(self) -> None:
+        file = self._opened()
+        file.seek(0)
+        end = 0
+        for number, line in enumerate(file, start=1):
+            if line.endswith(b"\n"):
+                self.done[self._id_of(line, number)] = (end, len(line))
+                end += len(line)
+        if end < file.tell():
+            file.truncate(end)
+
     def _id_of(self, line: bytes, number: int) -> JobId:
+        otherwise = "remove the file or give another name with -o."
         try:
-            job_id = id_of(json.loads(line))
-            if job_id in self.order:
-                return job_id
-        except (ValueError, TypeError, KeyError):
-            pass  # what stands there is none of ours either
-        raise DataError(
-            f"{self.path}:{number} is not an answer to this input; remove the file or give another name with -o."
-        )
+            row = json.loads(line)
+            job_id = id_of(row)
+            asked = self.digests[job_id]
+        except (ValueError, TypeError, KeyError):  # what stands there is none of ours either
+            raise DataError(f"{self.path}:{number} is not an answer to this input; {otherwise}") from None
+        if row.get("job") != asked:
+            raise DataError(
+                f'{self.path}:{number} answers "id" {json.dumps(job_id)} as another prompt, sampling or model asked it '
+                f'("job" is {json.dumps(row.get("job"))}, now {json.dumps(asked)}); {otherwise}'
+            )
+        return job_id
 
 
 class AnswerStream:

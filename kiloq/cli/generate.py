@@ -1,8 +1,11 @@
 """`kiloq generate`: a file of prompts through the engine, many at a time. Knows no file formats and no batching."""
 
+import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import asdict
+from hashlib import blake2b
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from kiloq.chat import Message
-from kiloq.cli.batch_file import AnswerFile, Answers, AnswerStream, Job, read_jobs
+from kiloq.cli.batch_file import AnswerFile, Answers, AnswerStream, Job, JobId, read_jobs
 from kiloq.cli.options import ModelOptions, SamplingOptions, refuse_option
 from kiloq.cli.terminal import progress, say
 from kiloq.engine import SamplingParams
@@ -54,7 +57,9 @@ def generate(
     if batch_size < 1:
         raise RequestError(f"--batch-size is {batch_size}; it must be at least 1.")
     jobs = read_input(prompts, skip_bad=skip_bad)
-    answers: Answers = AnswerStream(sys.stdout.buffer, jobs) if output is None else AnswerFile(output, jobs)
+    given = sampling.given()
+    digests = {job.id: job_digest(job, given, system, model.model) for job in jobs}
+    answers: Answers = AnswerStream(sys.stdout.buffer, jobs) if output is None else AnswerFile(output, digests)
 
     def fault(job: Job, error: KiloqError) -> None:
         if not skip_bad:
@@ -68,7 +73,7 @@ def generate(
             say(f"{len(jobs) - len(left):,} answers are in {output} already; {len(left):,} are left.")
         if left:
             llm = model.load(max_batch=batch_size)
-            answer_all(llm, left, answers, fault, sampling=sampling.given(), system=system)
+            answer_all(llm, left, answers, fault, digests=digests, sampling=given, system=system)
         answers.finish()
 
 
@@ -96,6 +101,7 @@ def answer_all(
     answers: Answers,
     fault: Fault,
     *,
+    digests: Mapping[JobId, str],
     sampling: Mapping[str, object],
     system: str | None,
 ) -> None:
@@ -118,7 +124,7 @@ def answer_all(
             if isinstance(outcome, KiloqError):
                 fault(asked[number], outcome)
             else:
-                answers.write(answer_row(asked[number], outcome))
+                answers.write(answer_row(asked[number], digests[asked[number].id], outcome))
                 tokens += outcome.usage.completion_tokens
                 done += 1
             advance()
@@ -131,12 +137,30 @@ def prompt_of(llm: "LLM", job: Job, sampling: Mapping[str, object], system: str 
     params = SamplingParams.for_model(llm.generation, **{**sampling, **job.sampling})
     if job.prompt is not None:
         return llm.tokenizer.encode(job.prompt), params
-    bare = system is not None and job.messages[0].role != "system"
-    opening = [Message(role="system", content=system)] if system is not None and bare else []
-    return llm.prompt_of([*opening, *job.messages], params)
+    return llm.prompt_of(conversation(job, system), params)
 
 
-def answer_row(job: Job, result: "Result") -> dict[str, object]:
+def conversation(job: Job, system: str | None) -> list[Message]:
+    """A job's messages, behind the command's system prompt if they bring none."""
+    bare = system is not None and bool(job.messages) and job.messages[0].role != "system"
+    return [*([Message(role="system", content=system)] if system is not None and bare else []), *job.messages]
+
+
+def job_digest(job: Job, sampling: Mapping[str, object], system: str | None, model: str | None) -> str:
+    """Sixteen digits for all that an answer depends on; what a model brings itself is in its name."""
+    asked = {**sampling, **job.sampling}
+    params = SamplingParams.for_model(SamplingParams(), **asked)  # one spelling: 0 and 0.0 ask for the same
+    everything = {
+        "prompt": job.prompt,
+        "messages": [asdict(message) for message in conversation(job, system)],
+        "sampling": {name: getattr(params, name) for name in asked},
+        "model": model,
+    }
+    canonical = json.dumps(everything, sort_keys=True)
+    return blake2b(canonical.encode(), digest_size=8).hexdigest()
+
+
+def answer_row(job: Job, digest: str, result: "Result") -> dict[str, object]:
     """One line of the output: the first answer, and all of them when a job wants several."""
     choices = [
         {"text": choice.text, "finish_reason": choice.finish_reason}
@@ -144,4 +168,4 @@ def answer_row(job: Job, result: "Result") -> dict[str, object]:
         for choice in result.choices
     ]
     usage = {"prompt_tokens": result.usage.prompt_tokens, "completion_tokens": result.usage.completion_tokens}
-    return {"id": job.id, **choices[0], **usage, **({"choices": choices} if len(choices) > 1 else {})}
+    return {"id": job.id, "job": digest, **choices[0], **usage, **({"choices": choices} if len(choices) > 1 else {})}

@@ -15,6 +15,10 @@ def jobs_of(*ids: str | int) -> list[Job]:
     return read_jobs([json.dumps({"id": job_id, "prompt": "x"}).encode() for job_id in ids], "in.jsonl")[0]
 
 
+def digests_of(*ids: str | int) -> dict[str | int, str]:
+    return {job_id: f"digest of {job_id}" for job_id in ids}
+
+
 def test_a_line_is_a_prompt_or_messages_with_its_own_sampling() -> None:
     lines = [
         b'{"prompt": "once", "temperature": 0, "logit_bias": {"7": -5}}\n',
@@ -62,7 +66,7 @@ def test_bytes_that_are_no_text_are_a_bad_line() -> None:
 
 def test_answers_end_in_the_order_of_the_input(tmp_path: Path) -> None:
     path = tmp_path / "new" / "out.jsonl"
-    with closing(AnswerFile(path, jobs_of("a", "b", 3))) as answers:
+    with closing(AnswerFile(path, digests_of("a", "b", 3))) as answers:
         for job_id in (3, "a", "b"):
             answers.write({"id": job_id, "text": "你好"})
         assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == [3, "a", "b"]
@@ -73,8 +77,8 @@ def test_answers_end_in_the_order_of_the_input(tmp_path: Path) -> None:
 
 def test_reopening_keeps_whole_lines_and_cuts_a_half_one(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
-    path.write_text('{"id": "b", "text": "kept"}\n{"id": "a", "te')
-    with closing(AnswerFile(path, jobs_of("a", "b"))) as answers:
+    path.write_text('{"id": "b", "job": "digest of b", "text": "kept"}\n{"id": "a", "te')
+    with closing(AnswerFile(path, digests_of("a", "b"))) as answers:
         assert set(answers.done) == {"b"}
         answers.write({"id": "a", "text": "new"})
         answers.finish()
@@ -86,8 +90,27 @@ def test_a_file_of_something_else_is_left_alone(line: str, tmp_path: Path) -> No
     path = tmp_path / "out.jsonl"
     path.write_text(line + "\nhalf")
     with pytest.raises(DataError, match="is not an answer to this input"):
-        AnswerFile(path, jobs_of("a"))
+        AnswerFile(path, digests_of("a"))
     assert path.read_text() == line + "\nhalf"
+
+
+@pytest.mark.parametrize("job", [', "job": "digest of b"', ""])
+def test_an_answer_to_what_is_no_longer_asked_is_refused(job: str, tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text(f'{{"id": "a"{job}}}\n')
+    with pytest.raises(DataError, match=r'out.jsonl:1 answers "id" "a" as another prompt.*now "digest of a".*-o'):
+        AnswerFile(path, digests_of("a", "b"))
+
+
+def test_the_file_begins_with_the_first_answer_and_a_place_for_none_is_told_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "out.jsonl"
+    with closing(AnswerFile(path, digests_of("a"))) as answers:
+        assert not path.parent.exists()
+        answers.write({"id": "a"})
+        assert path.exists()
+    for wrong in (path / "below" / "out.jsonl", path.parent):
+        with pytest.raises(DataError, match="cannot write the answers to"):
+            AnswerFile(wrong, digests_of("a"))
 
 
 def test_a_pipe_gets_answers_in_order_and_skips_what_never_comes() -> None:

@@ -77,6 +77,34 @@ def test_a_finished_run_is_left_alone(tiny_model: Path, tmp_path: Path, capsys: 
     assert "2 answers are in" in capsys.readouterr().err
 
 
+def test_what_was_asked_otherwise_is_not_taken_for_an_answer(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    text = '{"prompt": "a", "max_tokens": 1}\n{"messages": [{"role": "user", "content": "b"}], "max_tokens": 1}\n'
+    prompts.write_text(text, encoding="utf-8")
+    command = ["generate", str(prompts), "-m", str(tiny_model), "-o", str(out), "--temperature", "0"]
+    assert run(command) == 0
+    kept = out.read_bytes()
+    capsys.readouterr()
+    assert run([*command[:-1], "0.0"]) == 0  # the same in other words
+    elsewhere = [str(tiny_model.parent) if word == str(tiny_model) else word for word in command]
+    for other in ([*command[:-1], "1"], [*command, "--top-k", "3"], [*command, "-s", "Be brief."], elsewhere):
+        assert run(other) == 1
+        assert "as another prompt, sampling or model" in capsys.readouterr().err
+    prompts.write_text(text.replace('"a"', '"other"'), encoding="utf-8")
+    assert run(command) == 1
+    assert f"{out}:1 answers" in capsys.readouterr().err
+    assert out.read_bytes() == kept
+
+
+def test_a_model_that_is_not_there_leaves_no_file(tmp_path: Path) -> None:
+    prompts, out = tmp_path / "in.jsonl", tmp_path / "new" / "out.jsonl"
+    write_prompts(prompts, 2)
+    assert run(["generate", str(prompts), "-m", str(tmp_path / "none"), "-o", str(out)]) == 1
+    assert not out.parent.exists()
+
+
 def test_a_faulty_line_stops_the_run_or_is_skipped(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
