@@ -39,6 +39,8 @@ def read_jobs(lines: Iterable[bytes], name: str) -> tuple[list[Job], list[DataEr
                 raise RequestError(f'"id" {json.dumps(job.id)} is used on line {seen[job.id]:,} already.')
         except (RequestError, ValueError) as error:
             faults.append(DataError(f"{name}:{number}: {error}"))
+        except RecursionError:
+            faults.append(DataError(f"{name}:{number}: its values are nested too deeply."))
         else:
             seen[job.id] = number
             jobs.append(job)
@@ -138,7 +140,7 @@ class AnswerFile:
             row = json.loads(line)
             job_id = id_of(row)
             asked = self.digests[job_id]
-        except (ValueError, TypeError, KeyError):  # what stands there is none of ours either
+        except (ValueError, TypeError, KeyError, RecursionError):  # what stands there is none of ours either
             raise DataError(f"{self.path}:{number} is not an answer to this input; {otherwise}") from None
         if row.get("job") != asked:
             raise DataError(
@@ -182,6 +184,11 @@ def as_line(row: Mapping[str, object]) -> bytes:
     return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 
+def is_unicode(text: str) -> bool:
+    """Whether text can be written: a JSON escape can name half of a surrogate pair, which no encoding holds."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def id_of(row: Mapping[str, object]) -> JobId:
     job_id = row["id"]
     if not isinstance(job_id, JobId):
@@ -202,6 +209,8 @@ def _parse_job(line: bytes, number: int) -> Job:
     messages = sampling.pop("messages", None)
     if not isinstance(job_id, JobId) or isinstance(job_id, bool):
         raise RequestError(f'"id" is {json.dumps(job_id)}; it must be text or a whole number.')
+    if isinstance(job_id, str) and not is_unicode(job_id):
+        raise RequestError(f'"id" is {json.dumps(job_id)}, which holds half a character; it must be whole text.')
     if (prompt is None) == (messages is None):
         raise RequestError('a line needs either "prompt" or "messages".')
     if prompt is not None and not (isinstance(prompt, str) and prompt):

@@ -98,3 +98,7 @@ def _parse_value(text: str) -> object:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
+    except ValueError as error:  # Python reads no whole number of thousands of digits
+        raise RequestError(f"{text:.20}... is a number of too many digits.") from error
+    except RecursionError as error:
+        raise RequestError(f"{text:.20}... is nested too deeply for a setting.") from error

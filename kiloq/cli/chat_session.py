@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -137,7 +138,10 @@ class ChatSession:
             self.say("\n".join(f"{name}={json.dumps(getattr(params, name), default=list)}" for name in names))
 
     def save(self, text: str) -> None:
-        path = Path(text).expanduser() if text else self.path
+        try:
+            path = Path(text).expanduser() if text else self.path
+        except RuntimeError as error:
+            raise DataError(f"cannot save the conversation to {text}: {error}") from error
         if path is None:
             raise RequestError("there is no file to save to yet; name one, such as :save talk.json.")
         write_conversation(path, [*self.opening(), *self.messages])
@@ -148,15 +152,15 @@ class ChatSession:
 def read_conversation(path: Path) -> tuple[str | None, list[Message]]:
     """A saved chat: its system prompt, if it has one, and its messages."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        messages = list(parse_messages(json.loads(path.read_text(encoding="utf-8"))))
+    except RequestError as error:
+        raise DataError(f"{path}: {error}") from error
     except OSError as error:
         raise DataError(f"cannot read the conversation {path}: {error.strerror}.") from error
     except ValueError as error:
         raise DataError(f"{path} is not a saved conversation, a JSON list of messages: {error}.") from error
-    try:
-        messages = list(parse_messages(raw))
-    except RequestError as error:
-        raise DataError(f"{path}: {error}") from error
+    except RecursionError as error:
+        raise DataError(f"{path} is not a saved conversation: it is nested too deeply.") from error
     if messages and messages[0].role == "system":
         return messages[0].content, messages[1:]
     return None, messages
@@ -169,12 +173,23 @@ def write_conversation(path: Path, messages: Sequence[Message]) -> None:
         | ({"reasoning_content": message.reasoning} if message.reasoning else {})
         for message in messages
     ]
-    part = path.with_name(path.name + ".part")
     try:
-        part.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        content = (json.dumps(rows, ensure_ascii=False, indent=1) + "\n").encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"cannot save the conversation to {path}: a message holds half a character, {error.object[error.start]!a}; "
+            "forget it with :clear-history."
+        ) from error
+    part = path.with_name(path.name + ".part") if path.name else path
+    try:
+        if path.is_dir():
+            raise DataError(f"cannot save the conversation to {path}: it is a folder; name a file in it.")
+        part.write_bytes(content)
         part.replace(path)
-    except OSError as error:
-        raise DataError(f"cannot save the conversation to {path}: {error.strerror}.") from error
+    except (OSError, ValueError) as error:
+        with suppress(OSError, ValueError):  # a name that no file can have has left nothing
+            part.unlink()
+        raise DataError(f"cannot save the conversation to {path}: {error}.") from error
 
 
 def count(number: int, thing: str) -> str:

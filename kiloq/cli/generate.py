@@ -87,6 +87,8 @@ def read_input(prompts: str, *, skip_bad: bool) -> list[Job]:
                 jobs, faults = read_jobs(file, prompts)
     except OSError as error:
         raise DataError(f"cannot read the prompts {prompts}: {error.strerror}.") from error
+    except RuntimeError as error:  # ~name of nobody
+        raise DataError(f"cannot read the prompts {prompts}: {error}") from error
     if faults and not skip_bad:
         more = f" So are {len(faults) - 1:,} more lines." if len(faults) > 1 else ""
         raise DataError(f"{faults[0]}{more} Mend it, or pass --skip-bad.")

@@ -10,6 +10,8 @@ import pytest
 from kiloq.cli.batch_file import AnswerFile, AnswerStream, Job, read_jobs
 from kiloq.errors import DataError
 
+DEEP = "[" * 100_000 + "]" * 100_000
+
 
 def jobs_of(*ids: str | int) -> list[Job]:
     return read_jobs([json.dumps({"id": job_id, "prompt": "x"}).encode() for job_id in ids], "in.jsonl")[0]
@@ -48,6 +50,10 @@ def test_a_line_is_a_prompt_or_messages_with_its_own_sampling() -> None:
         ('{"prompt": "a", "top_p": 2}', "top_p is 2"),
         ('{"prompt": "a", "logit_bias": {"x": 1}}', "x"),
         ('{"messages": [{"role": "king", "content": "a"}]}', "role"),
+        ('{"prompt": "a", "id": "\\ud800"}', '"id" is "\\ud800", which holds half a character'),
+        pytest.param('{"prompt": "a", "id": ' + "9" * 5000 + "}", "digits", id="long id"),
+        pytest.param('{"prompt": "a", "id": ' + DEEP + "}", "nested too deeply", id="deep id"),
+        pytest.param('{"prompt": "a", "top_k": ' + DEEP + "}", "nested too deeply", id="deep setting"),
         ('{"prompt": "a", "id": "first"}', "used on line 1 already"),
     ],
 )
@@ -85,7 +91,7 @@ def test_reopening_keeps_whole_lines_and_cuts_a_half_one(tmp_path: Path) -> None
     assert [json.loads(line)["text"] for line in path.read_text().splitlines()] == ["new", "kept"]
 
 
-@pytest.mark.parametrize("line", ['{"id": "z"}', "[1]", '{"id": [1]}', "words"])
+@pytest.mark.parametrize("line", ['{"id": "z"}', "[1]", '{"id": [1]}', "words", pytest.param(DEEP, id="deep")])
 def test_a_file_of_something_else_is_left_alone(line: str, tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text(line + "\nhalf")

@@ -57,6 +57,13 @@ def test_a_setting_without_key_or_value_is_refused(typed: str) -> None:
         parse_settings(typed)
 
 
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000], ids=["long", "deep"])
+def test_a_value_that_is_too_large_to_read_is_refused_in_few_words(value: str) -> None:
+    with pytest.raises(RequestError, match="too") as caught:
+        parse_settings(f"top_k={value}")
+    assert len(str(caught.value)) < 100
+
+
 def test_a_seed_is_a_whole_number() -> None:
     assert parse_seed("-3") == -3
     with pytest.raises(RequestError, match="it must be a whole number"):

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from kiloq.chat import Message
 from kiloq.cli.chat import talk_in_terminal
-from kiloq.cli.chat_session import ChatSession, read_conversation
+from kiloq.cli.chat_session import ChatSession, read_conversation, write_conversation
 from kiloq.engine import LLM
 from kiloq.errors import DataError, RequestError
 
@@ -147,13 +148,38 @@ def test_a_chat_is_saved_and_read_back(
     assert [path.name for path in tmp_path.iterdir()] == ["talk.json"]
 
 
-@pytest.mark.parametrize("content", ["{", "3", '[{"role": "king", "content": ""}]', None])
+@pytest.mark.parametrize(
+    "content", ["{", "3", '[{"role": "king", "content": ""}]', pytest.param("[" * 100_000, id="deep"), None]
+)
 def test_a_file_that_is_no_chat_is_named(content: str | None, tmp_path: Path) -> None:
     path = tmp_path / "talk.json"
     if content is not None:
         path.write_text(content)
     with pytest.raises(DataError, match=str(path)):
         read_conversation(path)
+
+
+@pytest.mark.parametrize("name", [".", "/", "..", "folder", "~nouser/x", "a\0b", "x" * 300, "half \ud800", "none/x"])
+def test_a_chat_that_cannot_be_saved_is_told_and_leaves_nothing(
+    start: Callable[..., tuple[ChatSession, list[str], list[str]]],
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "here" / "folder").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    session, _, _ = start(max_tokens=4)
+    session.handle("hello")
+    with pytest.raises(DataError, match="cannot save the conversation to"):
+        session.handle(f":save {name}")
+    assert [path.name for path in tmp_path.rglob("*")] == ["here", "folder"]
+    assert session.path is None
+
+
+def test_half_a_character_in_a_chat_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="half a character"):
+        write_conversation(tmp_path / "talk.json", [Message(role="user", content="\ud800")])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_saved_chat_of_only_a_system_prompt_goes_on(tmp_path: Path) -> None:

@@ -105,6 +105,11 @@ def test_a_model_that_is_not_there_leaves_no_file(tmp_path: Path) -> None:
     assert not out.parent.exists()
 
 
+def test_prompts_of_nobody_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["generate", "~nobody-of-this-name/in.jsonl"]) == 1
+    assert "cannot read the prompts ~nobody-of-this-name/in.jsonl" in capsys.readouterr().err
+
+
 def test_a_faulty_line_stops_the_run_or_is_skipped(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
