@@ -1,0 +1,46 @@
+/* What each instruction set provides, and what crosses the borders between the files of csrc/. */
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "kiloq.h"
+
+/* Rows of inputs, prepared once for a matrix and shared by all its tiles. */
+struct Activations {
+    int64_t rows, k;
+    int64_t k_padded;      // k rounded up to 64; codes beyond k are zero
+    int64_t groups;        // scales a row: k / group, or 1
+    const float *x;        // [rows, ldx] fp32, in the weight's column order; what KQ_BF16 multiplies
+    int64_t ldx;
+    const int8_t *codes;   // [rows, k_padded]
+    const float *scales;   // [rows, groups]
+    const int32_t *sums;   // [rows, groups], sums of codes
+};
+
+constexpr int64_t kTile = 16;              // rows of a weight matrix that lie side by side in one vector
+constexpr size_t kScratchBytes = 4 << 20;  // each thread's own scratch, 64-byte aligned
+
+/* Kernels work on a part of the output and on one thread; threads.h spreads them. No allocation, no state. */
+struct Kernels {
+    const char *name;
+    // Rows first..last-1 of x (stride ldx) to codes, scales and sums; `order` is kq_weight.order; group 0: whole rows.
+    void (*quantize)(const float *x, int64_t ldx, const int32_t *order, int64_t k, int64_t group, int64_t first,
+                     int64_t last, int8_t *codes, float *scales, int32_t *sums);
+    // Tiles first..last-1 (16 outputs each) of all rows of x. y[m * ldy + (j - 16 * first)]: y points at the first
+    // tile's column; columns at or beyond w->n are not written. Bias is added; accumulate: y +=.
+    void (*linear)(const kq_weight *w, const Activations *x, int64_t first, int64_t last, float *y, int64_t ldy,
+                   int32_t accumulate, void *scratch);
+    void (*rms_norm)(const float *x, const float *weight, float eps, int64_t size, float *y);   // one row
+    void (*swiglu)(const float *gate, const float *up, int64_t size, float *y);
+    // Positions of one row: q and k normed, turned and scaled in place; k and v written to the cache.
+    void (*write)(const kq_cache *cache, const kq_places *places, int64_t row, int64_t slot, float *qkv_row,
+                  const float *q_norm, const float *k_norm, float eps);
+    // Rows first..last-1 of a span (counted from its start) against kv head `head`; all heads that share it.
+    void (*attend)(const kq_cache *cache, const kq_span *span, int64_t head, int64_t first, int64_t last,
+                   const float *qkv, int32_t window, float *out, void *scratch);
+};
+
+const Kernels *kernels_avx2();
+const Kernels *kernels_avx512();
+const Kernels *kernels_amx();  // avx512 with matrix tiles where they pay
+const Kernels *active_kernels();

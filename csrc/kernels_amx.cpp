@@ -1,0 +1,6 @@
+#include "isa.inc"
+
+const Kernels *kernels_amx() {
+    static constexpr Kernels kernels = table("amx");
+    return &kernels;
+}

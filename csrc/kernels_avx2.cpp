@@ -1,0 +1,6 @@
+#include "isa.inc"
+
+const Kernels *kernels_avx2() {
+    static constexpr Kernels kernels = table("avx2");
+    return &kernels;
+}

@@ -1,0 +1,19 @@
+/* The pool: one job at a time, cut in pieces that threads take as they come.
+ *
+ * A thread that was taken away by another process delays only the piece in its hands. Waiting threads spin for some
+ * microseconds, because the next phase of a step is that near, and then sleep. */
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+typedef void (*PieceFn)(void *context, int64_t first, int64_t last, int thread, void *scratch);
+
+/* Call fn for 0..count-1 in pieces of at most `grain`, on all threads; returns when all are done. Within a region
+ * (below) workers stay awake between calls. Each thread has kScratchBytes of its own. */
+void parallel_for(int64_t count, int64_t grain, PieceFn fn, void *context);
+
+/* Between begin and end, workers wait for the next call without sleeping. */
+void begin_region();
+void end_region();
+
+int num_threads();

@@ -1,0 +1,54 @@
+"""Builds the CPU kernels of csrc/ into kiloq/ops/_native.so: a plain C library that the package loads through ctypes.
+
+It is no Python extension, so it needs no Python headers and fits every interpreter. Where there is no C++ compiler, or
+the processor is none that we have kernels for, the package installs without it and computes in PyTorch.
+"""
+
+import platform
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+CSRC = Path("csrc")
+COMMON = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-fno-math-errno", "-Wall", "-Wextra", "-Wno-uninitialized"]
+AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mprefer-vector-width=512"]
+FLAGS = {
+    "kernels_avx2.cpp": AVX2,
+    "kernels_avx512.cpp": AVX512,
+    "kernels_amx.cpp": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"],
+}
+
+
+class BuildKernels(build_ext):
+    """Compiles each file for its own instruction set; which of them runs is chosen at run time."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(Path(*fullname.split("."))) + ".so"
+
+    def build_extension(self, ext: Extension) -> None:
+        objects = Path(self.build_temp, "csrc")
+
+        def compile_one(source: str) -> list[str]:
+            flags = [*COMMON, *FLAGS.get(Path(source).name, [])]
+            return self.compiler.compile([source], output_dir=str(objects), extra_postargs=flags, depends=ext.depends)
+
+        with ThreadPoolExecutor() as pool:
+            made = [name for names in pool.map(compile_one, ext.sources) for name in names]
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.compiler.link_shared_object(made, str(target), extra_postargs=["-pthread"], target_lang="c++")
+
+
+def kernels() -> list[Extension]:
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return []
+    sources = sorted(str(path) for path in CSRC.glob("*.cpp"))
+    headers = sorted(str(path) for pattern in ("*.h", "*.inc") for path in CSRC.glob(pattern))
+    return [Extension("kiloq.ops._native", sources, depends=headers, language="c++", optional=True)]
+
+
+setup(ext_modules=kernels(), cmdclass={"build_ext": BuildKernels})
