@@ -3,6 +3,6 @@
 One function per op. Today every op has one body, the PyTorch one in `reference`, which is also the training path.
 """
 
-from .reference import causal_attention, rms_norm, swiglu
+from .reference import causal_attention, quantize_heads, rms_norm, swiglu
 
-__all__ = ["causal_attention", "rms_norm", "swiglu"]
+__all__ = ["causal_attention", "quantize_heads", "rms_norm", "swiglu"]

@@ -32,3 +32,16 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int | None = No
         visible = (behind >= 0) & (behind < window)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=shared)
     return out.transpose(1, 2)
+
+
+def quantize_heads(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys or values of each token and head to int8: codes [T, K, D] and fp16 scales [T, K], x = codes * scales.
+
+    The scale, absmax / 127, is rounded first: codes are the nearest, halves to even, under the scale that is kept.
+    """
+    x = x.float()
+    scales = (x.abs().amax(-1) / 127).clamp(max=torch.finfo(torch.float16).max).half()
+    steps = scales.float()
+    inverse = torch.where(steps > 0, 1 / steps, 0)  # a head of zeros, or too small for fp16: codes of zero
+    codes = (x * inverse[..., None]).round().clamp(-127, 127).to(torch.int8)
+    return codes, scales
