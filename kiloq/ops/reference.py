@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .layout import PackedWeight, unpack
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension; the mean in fp32 (arXiv 1910.07467)."""
@@ -45,3 +47,38 @@ def quantize_heads(x: Tensor) -> tuple[Tensor, Tensor]:
     inverse = torch.where(steps > 0, 1 / steps, 0)  # a head of zeros, or too small for fp16: codes of zero
     codes = (x * inverse[..., None]).round().clamp(-127, 127).to(torch.int8)
     return codes, scales
+
+
+def quantize_activations(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """Rows [M, K] to int8 codes and one scale a group, [M, K / group_size]: absmax / 127 a step, half to even."""
+    groups = x.float().reshape(len(x), -1, group_size)  # [M, groups, group_size]
+    scales = groups.abs().amax(2) / 127
+    inverse = torch.where(scales > 0, 127 / groups.abs().amax(2), 0.0)
+    return (groups * inverse[..., None]).round().to(torch.int8).flatten(1), scales
+
+
+def quant_linear(x: Tensor, packed: PackedWeight) -> Tensor:
+    """x [.., K] times a packed matrix, plus its bias, in the type of x; activations rounded as the kernels round."""
+    weight = unpack(packed)
+    rows = x.reshape(-1, packed.columns).float()
+    if isinstance(weight, Tensor):
+        out = rows @ weight.float().T
+    else:
+        if weight.order is not None:
+            rows = rows[:, weight.order.long()]
+        codes, scales = quantize_activations(rows, weight.group_size)
+        groups = scales.shape[1]
+        rounded = (codes.view(len(codes), groups, -1).float() * scales[..., None]).flatten(1)
+        zero = 8.0 if weight.kind == "int4" else 0.0
+        zeros = zero if weight.zeros is None else weight.zeros.float()[..., None]
+        values = (weight.codes.reshape(len(weight.codes), groups, -1).float() - zeros) * weight.scales[..., None]
+        out = rounded @ values.flatten(1).T
+    if packed.bias is not None:
+        out = out + packed.bias
+    return out.view(*x.shape[:-1], packed.rows).to(x.dtype)
+
+
+def gather_rows(packed: PackedWeight, ids: Tensor) -> Tensor:
+    """Rows `ids` [T] of a packed matrix, fp32 [T, K]."""
+    weight = unpack(packed)
+    return (weight if isinstance(weight, Tensor) else weight.dequantize())[ids].float()
