@@ -50,7 +50,8 @@ $(DONE)/torch: $(DONE)/venv
 	  { $(call quietly,Installing $(TORCH) (once; a minute or two) ...,$(PIP) install $(TORCH)); }
 	@touch $@
 
-$(DONE)/kiloq: pyproject.toml $(DONE)/torch
+# Builds the kernels of csrc/ too, where there is a C++ compiler.
+$(DONE)/kiloq: pyproject.toml setup.py $(wildcard csrc/*.*) $(DONE)/torch
 	@$(call quietly,Installing kiloq and what it needs ...,$(PIP) install --editable .)
 	@touch $@
 

@@ -6,11 +6,14 @@ the processor is none that we have kernels for, the package installs without it 
 
 import platform
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 CSRC = Path("csrc")
 COMMON = [
@@ -29,6 +32,7 @@ AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mprefer-vector-width=512"]
 FLAGS = {
     "kernels_avx2.cpp": AVX2,
+    "kernels_avxvnni.cpp": [*AVX2, "-mavxvnni"],
     "kernels_avx512.cpp": AVX512,
     "kernels_amx.cpp": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"],
 }
@@ -41,17 +45,30 @@ class BuildKernels(build_ext):
         return str(Path(*fullname.split("."))) + ".so"
 
     def build_extension(self, ext: Extension) -> None:
-        objects = Path(self.build_temp, "csrc")
-
         def compile_one(source: str) -> list[str]:
-            flags = [*COMMON, *FLAGS.get(Path(source).name, [])]
-            return self.compiler.compile([source], output_dir=str(objects), extra_postargs=flags, depends=ext.depends)
+            flags = [*COMMON, *self.known(tuple(FLAGS.get(Path(source).name, ())))]
+            return self.compiler.compile(
+                [source], output_dir=self.build_temp, extra_postargs=flags, depends=ext.depends
+            )
 
         with ThreadPoolExecutor() as pool:
             made = [name for names in pool.map(compile_one, ext.sources) for name in names]
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         self.compiler.link_shared_object(made, str(target), extra_postargs=["-pthread"], target_lang="c++")
+
+    @cache  # noqa: B019
+    def known(self, flags: tuple[str, ...]) -> tuple[str, ...]:
+        """The flags, or none of them if the compiler is too old for one: that file then compiles to nothing."""
+        with tempfile.TemporaryDirectory() as folder:
+            empty = Path(folder, "empty.cpp")
+            empty.write_text("")
+            try:
+                self.compiler.compile([str(empty)], output_dir=folder, extra_postargs=list(flags))
+            except CompileError:
+                print(f"kiloq: this compiler does not know {' '.join(flags)}; doing without", file=sys.stderr)
+                return ()
+        return flags
 
 
 def kernels() -> list[Extension]:

@@ -4,14 +4,12 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstring>
-#include <initializer_list>
 
 #include "kernels.h"
 
 namespace {
-
-const Kernels *active = nullptr;
 
 struct Leaf { unsigned a, b, c, d; };
 
@@ -44,39 +42,71 @@ bool has_avx512() {
     return has_avx2() && (b & f) && (b & dq) && (b & bw) && (b & vl) && (c & vnni) && os_saves(0xe6);
 }
 
+bool has_avxvnni() { return has_avx2() && (cpu(7, 1).a & (1u << 4)); }
+
+constexpr int kTileData = 18;  // XFEATURE_XTILEDATA, which Linux hands out on request only
+
 bool has_amx() {
     const unsigned d = cpu(7, 0).d, tile = 1u << 24, int8 = 1u << 25, bf16 = 1u << 22;
     if (!has_avx512() || !(cpu(7, 1).a & (1u << 5)) || !(d & tile) || !(d & int8) || !(d & bf16)) return false;
-    // Linux hands the tile registers out on request only: ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA.
-    return os_saves(0x60000) && syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+    unsigned long long on_offer = 0;
+    constexpr int kGetSupported = 0x1021;  // ARCH_GET_XCOMP_SUPP
+    return os_saves(0x60000) && syscall(SYS_arch_prctl, kGetSupported, &on_offer) == 0 && (on_offer >> kTileData & 1);
 }
 
-const Kernels *find(const char *name) {
-    if (!std::strcmp(name, "amx") && has_amx()) return kernels_amx();
-    if (!std::strcmp(name, "avx512") && has_avx512()) return kernels_avx512();
-    if (!std::strcmp(name, "avx2") && has_avx2()) return kernels_avx2();
-    return nullptr;
+bool ask_for_tiles() {
+    constexpr int kRequest = 0x1023;  // ARCH_REQ_XCOMP_PERM: for the whole process, its later threads included
+    return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
 }
+
+bool needs_nothing() { return true; }
+
+/* Best first. A file whose instructions the compiler did not know gives no kernels. */
+struct Choice {
+    const char *name;
+    const Kernels *(*kernels)();
+    bool (*has)();
+    bool (*prepare)();
+};
+constexpr Choice kChoices[] = {
+    {"amx", kernels_amx, has_amx, ask_for_tiles},
+    {"avx512", kernels_avx512, has_avx512, needs_nothing},
+    {"avxvnni", kernels_avxvnni, has_avxvnni, needs_nothing},
+    {"avx2", kernels_avx2, has_avx2, needs_nothing},
+};
+
+bool can_run(const Choice &choice) { return choice.kernels() != nullptr && choice.has(); }
+
+std::atomic<const Kernels *> active{nullptr};
 
 }  // namespace
 
 const Kernels *active_kernels() {
-    if (!active) {
-        for (const char *name : {"amx", "avx512", "avx2"})
-            if (!active) active = find(name);
+    const Kernels *found = active.load(std::memory_order_relaxed);
+    if (found) return found;
+    for (const Choice &choice : kChoices) {
+        if (!can_run(choice) || !choice.prepare()) continue;
+        active.store(choice.kernels(), std::memory_order_relaxed);
+        return choice.kernels();
     }
-    return active;
+    return nullptr;
 }
 
 KQ_API int32_t kq_version(void) { return KQ_VERSION; }
 
 KQ_API const char *kq_backend(void) { return active_kernels() ? active_kernels()->name : ""; }
 
-KQ_API int32_t kq_supports(const char *backend) { return find(backend) != nullptr; }
+KQ_API int32_t kq_supports(const char *backend) {
+    for (const Choice &choice : kChoices)
+        if (!std::strcmp(backend, choice.name)) return can_run(choice);
+    return 0;
+}
 
 KQ_API int32_t kq_choose(const char *backend) {
-    const Kernels *found = find(backend);
-    if (!found) return -1;
-    active = found;
-    return 0;
+    for (const Choice &choice : kChoices) {
+        if (std::strcmp(backend, choice.name) || !can_run(choice) || !choice.prepare()) continue;
+        active.store(choice.kernels(), std::memory_order_relaxed);
+        return 0;
+    }
+    return -1;
 }

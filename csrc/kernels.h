@@ -40,7 +40,9 @@ struct Kernels {
                    const float *qkv, int32_t window, float *out, void *scratch);
 };
 
+/* Each of its own file, compiled with its own flags; NULL where the compiler did not know them. */
 const Kernels *kernels_avx2();
+const Kernels *kernels_avxvnni();  // avx2 with its dot product of bytes
 const Kernels *kernels_avx512();
-const Kernels *kernels_amx();  // avx512 with matrix tiles where they pay
+const Kernels *kernels_amx();      // avx512 with matrix tiles where they pay
 const Kernels *active_kernels();

@@ -31,7 +31,7 @@ typedef struct {
 
 KQ_API int32_t kq_version(void);
 
-/* "amx", "avx512" or "avx2": what runs. The best that this processor has unless kq_choose named a lesser one. */
+/* "amx", "avx512", "avxvnni" or "avx2": what runs. The best that this processor has unless kq_choose named a lesser one. */
 KQ_API const char *kq_backend(void);
 KQ_API int32_t kq_choose(const char *backend); /* -1: unknown, or this processor lacks it */
 KQ_API int32_t kq_supports(const char *backend);

@@ -213,18 +213,15 @@ def _choose(asked: str) -> Backend:
         if asked:
             raise ConfigError(f"KILOQ_BACKEND is {asked!r}, but {why}; `kiloq doctor` says how to mend it.")
         return Backend(name=REFERENCE, why=why, library=None)
-    best = next((name for name in NATIVE if found.kq_supports(name.encode())), None)
     if asked and found.kq_choose(asked.encode()) != 0:
-        raise ConfigError(
-            f"KILOQ_BACKEND is {asked!r}, which this processor does not have; unset it to get {best or REFERENCE!r}."
-        )
-    if best is None:
+        best = found.kq_backend().decode() or REFERENCE
+        raise ConfigError(f"KILOQ_BACKEND is {asked!r}, which this processor does not have; unset it to get {best!r}.")
+    name = asked or next((name for name in NATIVE if found.kq_choose(name.encode()) == 0), None)
+    if name is None:
         return Backend(name=REFERENCE, why="this processor has no AVX2", library=None)
-    if not asked:
-        found.kq_choose(best.encode())
     found.kq_set_threads(torch.get_num_threads())
     why = "KILOQ_BACKEND asks for it" if asked else "the best that this processor has"
-    return Backend(name=asked or best, why=why, library=found)
+    return Backend(name=name, why=why, library=found)
 
 
 def _require() -> ctypes.CDLL:
