@@ -1,4 +1,4 @@
-"""Which numbers a matrix may hold in few bits, and rounding to the nearest of them (RTN). Knows no inputs and no files."""
+"""Which numbers a matrix may hold in few bits, and rounding to the nearest (RTN). Knows no inputs and no files."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -82,7 +82,7 @@ def find_grid(weight: Tensor, scheme: Scheme) -> Grid:
     rows, columns = weight.shape
     size = scheme.group_size or columns
     groups = weight.float().reshape(rows * (columns // size), size)
-    parts = [_find(part, scheme) for part in groups.split(max(1, _AT_ONCE // size))]
+    parts = [_find(part, scheme) for part in torch.split(groups, max(1, _AT_ONCE // size))]
     scales = torch.cat([scales for scales, _ in parts]).view(rows, -1)
     zeros = torch.cat([zeros for _, zeros in parts]).view(rows, -1)
     low, high = _codes(scheme)
@@ -92,7 +92,7 @@ def find_grid(weight: Tensor, scheme: Scheme) -> Grid:
 def rtn(weight: Tensor, scheme: Scheme) -> QuantWeight:
     """Each value rounded to the nearest one of its grid."""
     grid = find_grid(weight, scheme)
-    groups = weight.float().unflatten(1, (grid.scales.shape[1], -1))
+    groups = weight.float().view(len(weight), grid.scales.shape[1], -1)
     codes, _ = grid.round(groups, grid.scales[..., None], grid.zeros[..., None])
     return as_quant_weight(codes.flatten(1), grid, scheme)
 
