@@ -1,7 +1,7 @@
 /* The C interface of kiloq's CPU kernels. Plain C, no Python, no PyTorch: numbers and pointers.
  *
  * Matrices are row-major. `packed` buffers are opaque and start at multiples of 64 bytes. Every call that computes
- * uses the pool of threads.h and returns when the work is done; calls come from one thread at a time.
+ * uses the pool of threads.h and returns when the work is done; calls from several threads take turns.
  * Functions that can be asked for the impossible return 0 for done and a negative number for refused. */
 #pragma once
 #include <stdint.h>
@@ -38,6 +38,7 @@ KQ_API int32_t kq_supports(const char *backend);
 
 KQ_API void kq_set_threads(int32_t threads); /* >= 1, the caller included */
 KQ_API int32_t kq_threads(void);
+KQ_API void kq_visit(int64_t count, int64_t grain, int32_t *visits); /* visits[i]++ by the pool: what its tests count */
 
 /* Packing: canonical codes to the kernels' layout and back. codes: uint8 [n, k] (KQ_INT4), int8 [n, k] (KQ_INT8),
  * bf16 as uint16 [n, k] (KQ_BF16, no scales). scales: fp32 [n, k / group] or [n], kept as fp16 for KQ_INT4.

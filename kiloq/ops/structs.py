@@ -122,6 +122,7 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {  # result, argum
     "kq_supports": (c_int32, (c_char_p,)),
     "kq_set_threads": (None, (c_int32,)),
     "kq_threads": (c_int32, ()),
+    "kq_visit": (None, (c_int64, c_int64, c_void_p)),
     "kq_packed_bytes": (c_int64, (_WEIGHT,)),
     "kq_pack": (c_int32, (_WEIGHT, c_void_p, c_void_p, c_void_p)),
     "kq_unpack": (c_int32, (_WEIGHT, c_void_p, c_void_p, c_void_p)),
