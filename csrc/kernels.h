@@ -19,6 +19,7 @@ struct Activations {
 
 constexpr int64_t kTile = 16;              // rows of a weight matrix that lie side by side in one vector
 constexpr size_t kScratchBytes = 4 << 20;  // each thread's own scratch, 64-byte aligned
+constexpr size_t kLinearScratch = 2 << 20; // the first part of it, all that Kernels.linear touches
 
 /* Kernels work on a part of the output and on one thread; threads.h spreads them. No allocation, no state. */
 struct Kernels {

@@ -6,13 +6,265 @@
 
 namespace {
 
-void quantize_rows(const float *, int64_t, const int32_t *, int64_t, int64_t, int64_t, int64_t, int8_t *, float *,
-                   int32_t *) {
-    __builtin_trap();
+// Rows smaller than this are zero: 127 / absmax must stay finite with denormals flushed.
+constexpr float kSmallest = 1e-30f;
+
+/* codes[i] = round(x[i] * (127 / absmax)), half to even; the sum of the codes; absmax / 127 is returned. `size` inputs,
+ * of which whole vectors and a tail. Sizes are compared as integers, where a NaN is the largest: it reaches the scale. */
+float quantize_span(const float *x, const int32_t *order, const float *base, int64_t size, int8_t *codes, int32_t *sum) {
+    const int64_t whole = size / 16 * 16, rest = size - whole;
+    I largest = i_zero();
+    for (int64_t i = 0; i < whole; i += 16) {
+        largest = i_max(largest, i_bits(f_abs(order ? f_gather(base, order + i) : f_load(x + i))));
+    }
+    float tail[16] = {};
+    for (int64_t i = 0; i < rest; i++) tail[i] = order ? base[order[whole + i]] : x[whole + i];
+    largest = i_max(largest, i_bits(f_abs(f_load(tail))));
+    const int32_t bits = i_largest(largest);
+    float absmax;
+    __builtin_memcpy(&absmax, &bits, 4);
+    const bool is_zero = absmax < kSmallest;
+    const F inverse = f_set(is_zero ? 0.0f : 127.0f / absmax);
+    I total = i_zero();
+    for (int64_t i = 0; i < whole; i += 16) {
+        const I code = i_from_f((order ? f_gather(base, order + i) : f_load(x + i)) * inverse);
+        i_store_i8(codes + i, code);
+        total = total + code;
+    }
+    if (rest) {
+        int8_t last[16];
+        const I code = i_from_f(f_load(tail) * inverse);
+        i_store_i8(last, code);
+        for (int64_t i = 0; i < rest; i++) codes[whole + i] = last[i];
+        total = total + code;
+    }
+    *sum = i_sum(total);
+    return is_zero ? 0.0f : absmax / 127.0f;
 }
 
-void linear_tiles(const kq_weight *, const Activations *, int64_t, int64_t, float *, int64_t, int32_t, void *) {
-    __builtin_trap();
+void quantize_rows(const float *x, int64_t ldx, const int32_t *order, int64_t k, int64_t group, int64_t first,
+                   int64_t last, int8_t *codes, float *scales, int32_t *sums) {
+    const int64_t k_padded = round_up(k, 64), size = group ? group : k, groups = k / size;
+    for (int64_t m = first; m < last; m++) {
+        const float *row = x + m * ldx;
+        int8_t *out = codes + m * k_padded;
+        for (int64_t g = 0; g < groups; g++) {
+            const int64_t at = g * size;
+            scales[m * groups + g] = quantize_span(row + at, order ? order + at : nullptr, row, size, out + at,
+                                                   sums + m * groups + g);
+        }
+        for (int64_t i = k; i < k_padded; i++) out[i] = 0;
+    }
+}
+
+/* What a block of R rows and T tiles multiplies. out: fp32 [R][T][16]. panel: the codes of the T tiles as bytes,
+ * [T][k / 4][16][4], or null. */
+struct Block {
+    const kq_weight *w;
+    const Activations *x;
+    int64_t tile, row;
+    const uint8_t *panel;
+    float *out;
+};
+
+#if defined(__AVX512F__)
+constexpr int kMaxRows = 12, kMaxTiles = 4;
+#else
+constexpr int kMaxRows = 4, kMaxTiles = 2;
+#endif
+
+/* out[r, t] = sum_g (sx[r, g] * sw[t, g]) * (sum_{i in g} code[t, i] * x[r, i] - zero[t, g] * sum x[r, g]).
+ * g outside, then eight inputs, then tiles, then rows: a vector of weights serves R rows and four inputs T tiles. */
+template <int R, int T, bool FromPanel>
+void int4_block(const Block *b) {
+    const kq_weight *w = b->w;
+    const Activations *x = b->x;
+    const int64_t groups = x->groups, steps = w->group / 8, ld = x->k_padded;
+    const int64_t stride = FromPanel ? padded_k(w) * kTile : tile_bytes(w);
+    const uint8_t *codes = FromPanel ? b->panel : tile_codes(w, b->tile);
+    const uint16_t *sw = tile_scales_f16(w, b->tile);
+    const uint8_t *zeros = tile_zeros(w, b->tile);
+    const int8_t *xq = x->codes + b->row * ld;
+    const float *sx = x->scales + b->row * groups;
+    const int32_t *sums = x->sums + b->row * groups;
+    const I nibble = i_set(0x0f0f0f0f);
+    for (int64_t g = 0; g < groups; g++) {
+        I acc[R][T];
+        for (int r = 0; r < R; r++) {
+            for (int t = 0; t < T; t++) {
+                if (!w->has_zeros) acc[r][t] = i_set(-8 * sums[r * groups + g]);
+                else acc[r][t] = i_pairs(i_load_u8(zeros + (t * groups + g) * kTile), i_set(-sums[r * groups + g] & 0xffff));
+            }
+        }
+        for (int64_t v = 0; v < steps; v++) {
+            I lo[T], hi[T];
+            for (int t = 0; t < T; t++) {
+                if (FromPanel) {
+                    lo[t] = i_load(codes + t * stride);
+                    hi[t] = i_load(codes + t * stride + 64);
+                } else {
+                    const I both = i_load(codes + t * stride);
+                    __builtin_prefetch(codes + t * stride + 4096);
+                    lo[t] = both & nibble;
+                    hi[t] = i_shift_right(both, 4) & nibble;
+                }
+            }
+            for (int r = 0; r < R; r++) {
+                const I x_lo = i_four(xq + r * ld), x_hi = i_four(xq + r * ld + 4);
+                for (int t = 0; t < T; t++) acc[r][t] = i_dot_nibbles(acc[r][t], lo[t], hi[t], x_lo, x_hi);
+            }
+            codes += FromPanel ? 128 : 64;
+            xq += 8;
+        }
+        for (int t = 0; t < T; t++) {
+            const F scale = f_load_f16(sw + (t * groups + g) * kTile);
+            for (int r = 0; r < R; r++) {
+                float *out = b->out + (r * T + t) * kTile;
+                const F before = g ? f_load(out) : f_zero();
+                f_store(out, f_fma(f_from_i(acc[r][t]), scale * f_set(sx[r * groups + g]), before));
+            }
+        }
+    }
+}
+
+/* out[r, t] = (sx[r] * sw[t]) * (sum_i (code[t, i] + 128) * x[r, i] - 128 * sum x[r]). Four inputs, tiles, rows. */
+template <int R, int T>
+void int8_block(const Block *b) {
+    const kq_weight *w = b->w;
+    const Activations *x = b->x;
+    const int64_t ld = x->k_padded, stride = tile_bytes(w);
+    const uint8_t *codes = tile_codes(w, b->tile);
+    const int8_t *xq = x->codes + b->row * ld;
+    I acc[R][T];
+    for (int r = 0; r < R; r++) {
+        const I start = i_set(kDotsAreSigned ? 0 : -128 * x->sums[b->row + r]);
+        for (int t = 0; t < T; t++) acc[r][t] = start;
+    }
+    for (int64_t v = 0; v < ld / 4; v++) {
+        W four[T];
+        for (int t = 0; t < T; t++) {
+            four[t] = w_load(codes + t * stride);
+            __builtin_prefetch(codes + t * stride + 4096);
+        }
+        for (int r = 0; r < R; r++) {
+            const I xs = i_four(xq + r * ld);
+            for (int t = 0; t < T; t++) acc[r][t] = i_dot_weights(acc[r][t], four[t], xs);
+        }
+        codes += 64;
+        xq += 4;
+    }
+    for (int t = 0; t < T; t++) {
+        const F scale = f_load(tile_scales_f32(w, b->tile + t));
+        for (int r = 0; r < R; r++) {
+            f_store(b->out + (r * T + t) * kTile, f_from_i(acc[r][t]) * (scale * f_set(x->scales[b->row + r])));
+        }
+    }
+}
+
+/* out[r, t] = sum_i w[t, i] * x[r, i], in the order of i. Two inputs, tiles, rows. */
+template <int R, int T>
+void bf16_block(const Block *b) {
+    const kq_weight *w = b->w;
+    const int64_t ld = b->x->ldx, stride = tile_bytes(w), k = b->x->k;
+    const uint8_t *pairs = tile_codes(w, b->tile);
+    const float *x = b->x->x + b->row * ld;
+    F acc[R][T];
+    for (int r = 0; r < R; r++) {
+        for (int t = 0; t < T; t++) acc[r][t] = f_zero();
+    }
+    for (int64_t i = 0; i < k; i += 2) {
+        F even[T], odd[T];
+        for (int t = 0; t < T; t++) {
+            const I both = i_load(pairs + t * stride);
+            __builtin_prefetch(pairs + t * stride + 4096);
+            even[t] = f_bf16_low(both);
+            odd[t] = f_bf16_high(both);
+        }
+        for (int r = 0; r < R; r++) {
+            const F first = f_set(x[r * ld]), second = f_set(i + 1 < k ? x[r * ld + 1] : 0.0f);
+            for (int t = 0; t < T; t++) acc[r][t] = f_fma(odd[t], second, f_fma(even[t], first, acc[r][t]));
+        }
+        pairs += 64;
+        x += 2;
+    }
+    for (int r = 0; r < R; r++) {
+        for (int t = 0; t < T; t++) f_store(b->out + (r * T + t) * kTile, acc[r][t]);
+    }
+}
+
+enum Source { kNibbles, kPanel, kBytes, kFloats };
+
+template <int S, int R, int T>
+void one_block(const Block *b) {
+    if constexpr (S == kNibbles) int4_block<R, T, false>(b);
+    else if constexpr (S == kPanel) int4_block<R, T, true>(b);
+    else if constexpr (S == kBytes) int8_block<R, T>(b);
+    else bf16_block<R, T>(b);
+}
+
+/* The block of `rows` rows: one copy of the code for each number, so that accumulators are registers. */
+template <int S, int T, int R = T == 4 ? 4 : kMaxRows>
+void run_block(const Block *b, int64_t rows) {
+    if (rows == R) return one_block<S, R, T>(b);
+    if constexpr (R > 1) run_block<S, T, R - 1>(b, rows);
+}
+
+template <int S>
+void run_tiles(const Block *b, int64_t rows, int64_t tiles) {
+    if constexpr (kMaxTiles == 4 && S != kPanel) {
+        if (tiles == 4) return run_block<S, 4>(b, rows);
+    }
+    if (tiles == 2) run_block<S, 2>(b, rows);
+    else run_block<S, 1>(b, rows);
+}
+
+/* The 16 columns of each of `tiles` tiles and `rows` rows of `out` to y, bias added; columns beyond n are left. */
+void finish(const Block *b, int64_t rows, int64_t tiles, float *y, int64_t ldy, int32_t accumulate) {
+    for (int64_t t = 0; t < tiles; t++) {
+        const int64_t column = (b->tile + t) * kTile;
+        const int64_t count = b->w->n - column < kTile ? b->w->n - column : kTile;
+        const F bias = b->w->bias ? f_load_some(b->w->bias + column, count) : f_zero();
+        for (int64_t r = 0; r < rows; r++) {
+            float *to = y + r * ldy + t * kTile;
+            F value = f_load(b->out + (r * tiles + t) * kTile) + bias;
+            if (accumulate) value = value + f_load_some(to, count);
+            f_store_some(to, value, count);
+        }
+    }
+}
+
+/* The codes of `tiles` tiles as bytes: [tiles][k / 4][16][4]. */
+void unpack_panel(const kq_weight *w, int64_t tile, int64_t tiles, uint8_t *panel) {
+    const uint8_t *codes = tile_codes(w, tile);
+    const I nibble = i_set(0x0f0f0f0f);
+    for (int64_t at = 0; at < tiles * tile_bytes(w); at += 64) {
+        const I both = i_load(codes + at);
+        i_store(panel + 2 * at, both & nibble);
+        i_store(panel + 2 * at + 64, i_shift_right(both, 4) & nibble);
+    }
+}
+
+void linear_tiles(const kq_weight *w, const Activations *x, int64_t first, int64_t last, float *y, int64_t ldy,
+                  int32_t accumulate, void *scratch) {
+    alignas(64) float out[kMaxRows * 2 * kTile];
+    auto *panel = static_cast<uint8_t *>(scratch);
+    const bool panels = w->kind == KQ_INT4 && x->rows > kMaxRows && 4 * tile_bytes(w) <= int64_t{kLinearScratch};
+    const int64_t blocks = (x->rows + kMaxRows - 1) / kMaxRows;
+    for (int64_t tile = first; tile < last;) {
+        const int64_t left = last - tile;
+        const int64_t tiles = left >= kMaxTiles && x->rows <= 4 ? kMaxTiles : left >= 2 ? 2 : 1;
+        if (panels) unpack_panel(w, tile, tiles, panel);
+        for (int64_t i = 0; i < blocks; i++) {
+            const int64_t row = x->rows * i / blocks, rows = x->rows * (i + 1) / blocks - row;
+            const Block block{w, x, tile, row, panel, out};
+            if (panels) run_tiles<kPanel>(&block, rows, tiles);
+            else if (w->kind == KQ_INT4) run_tiles<kNibbles>(&block, rows, tiles);
+            else if (w->kind == KQ_INT8) run_tiles<kBytes>(&block, rows, tiles);
+            else run_tiles<kFloats>(&block, rows, tiles);
+            finish(&block, rows, tiles, y + row * ldy + (tile - first) * kTile, ldy, accumulate);
+        }
+        tile += tiles;
+    }
 }
 
 }  // namespace
