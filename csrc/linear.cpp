@@ -173,7 +173,8 @@ void norm_piece(void *context, int64_t first, int64_t last, int, void *) {
 }  // namespace
 
 Activations prepare(const kq_weight *w, const float *x, int64_t ldx, int64_t rows) {
-    Activations out{rows, w->k, padded_k(w), num_groups(w), x, ldx, nullptr, nullptr, nullptr};
+    const int64_t groups = w->group ? w->k / w->group : 1;
+    Activations out{rows, w->k, padded_k(w), groups, x, ldx, nullptr, nullptr, nullptr};
     if (w->kind == KQ_BF16) return out;
     const int64_t codes = rows * out.k_padded, numbers = round_up(rows * out.groups * 4, 64);
     auto *memory = static_cast<int8_t *>(take_arena(codes + 2 * numbers));

@@ -79,7 +79,7 @@ template <int R, int T, bool FromPanel>
 void int4_block(const Block *b) {
     const kq_weight *w = b->w;
     const Activations *x = b->x;
-    const int64_t groups = x->groups, steps = w->group / 8, ld = x->k_padded;
+    const int64_t groups = x->groups, sets = num_groups(w), steps = w->group / 8, ld = x->k_padded;
     const int64_t stride = FromPanel ? padded_k(w) * kTile : tile_bytes(w);
     const uint8_t *codes = FromPanel ? b->panel : tile_codes(w, b->tile);
     const uint16_t *sw = tile_scales_f16(w, b->tile);
@@ -93,7 +93,7 @@ void int4_block(const Block *b) {
         for (int r = 0; r < R; r++) {
             for (int t = 0; t < T; t++) {
                 if (!w->has_zeros) acc[r][t] = i_set(-8 * sums[r * groups + g]);
-                else acc[r][t] = i_pairs(i_load_u8(zeros + (t * groups + g) * kTile), i_set(-sums[r * groups + g] & 0xffff));
+                else acc[r][t] = i_pairs(i_load_u8(zeros + (t * sets + g) * kTile), i_set(-sums[r * groups + g] & 0xffff));
             }
         }
         for (int64_t v = 0; v < steps; v++) {
@@ -117,7 +117,7 @@ void int4_block(const Block *b) {
             xq += 8;
         }
         for (int t = 0; t < T; t++) {
-            const F scale = f_load_f16(sw + (t * groups + g) * kTile);
+            const F scale = f_load_f16(sw + (t * sets + g) * kTile);
             for (int r = 0; r < R; r++) {
                 float *out = b->out + (r * T + t) * kTile;
                 const F before = g ? f_load(out) : f_zero();

@@ -6,7 +6,7 @@
  *   KQ_INT4  codes [tiles][k_padded / 8][16][4]: byte j has input 8 v + j in its low nibble and 8 v + 4 + j in its
  *            high one, 0..15; then scales fp16 [tiles][groups][16]; then, with zeros, zeros uint8 [tiles][groups][16]
  *   KQ_BF16  values [tiles][k_padded / 2][16][2]
- * k is padded to a multiple of 64 (the codes of activations there are zero), n to 16 (the scales there are zero). */
+ * k is padded to a multiple of 64 (KQ_INT4: with groups of scale 0), n to 16; padding multiplies to zero. */
 #pragma once
 #include <cstdint>
 
@@ -15,8 +15,8 @@
 inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 inline int64_t num_tiles(const kq_weight *w) { return (w->n + kTile - 1) / kTile; }
 inline int64_t padded_k(const kq_weight *w) { return round_up(w->k, 64); }
-/* Scales a row. Padding has none: kernels multiply k / group whole groups. */
-inline int64_t num_groups(const kq_weight *w) { return w->group ? w->k / w->group : 1; }
+/* Groups of a row, those of the padding included; activations have only the k / group real ones. */
+inline int64_t num_groups(const kq_weight *w) { return w->group ? (padded_k(w) + w->group - 1) / w->group : 1; }
 
 inline int64_t tile_bytes(const kq_weight *w) {
     const int64_t values = kTile * padded_k(w);

@@ -50,11 +50,16 @@ def quantize_heads(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quantize_activations(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
-    """Rows [M, K] to int8 codes and one scale a group, [M, K / group_size]: absmax / 127 a step, half to even."""
+    """Rows [M, K] to int8 codes and one scale a group, [M, K / group_size]: absmax / 127 a step, half to even.
+
+    Groups below 1e-30 are zero: 127 / absmax must stay finite where denormals are flushed.
+    """
     groups = x.float().reshape(len(x), -1, group_size)  # [M, groups, group_size]
-    scales = groups.abs().amax(2) / 127
-    inverse = torch.where(scales > 0, 127 / groups.abs().amax(2), 0.0)
-    return (groups * inverse[..., None]).round().to(torch.int8).flatten(1), scales
+    absmax = groups.abs().amax(2)
+    is_zero = absmax < 1e-30
+    # A 0-dim tensor, as PyTorch turns number / tensor into a product with the rounded reciprocal.
+    inverse = (torch.tensor(127.0) / absmax).masked_fill(is_zero, 0.0)
+    return (groups * inverse[..., None]).round().to(torch.int8).flatten(1), (absmax / 127).masked_fill(is_zero, 0.0)
 
 
 def quant_linear(x: Tensor, packed: PackedWeight) -> Tensor:
