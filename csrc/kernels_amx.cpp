@@ -2,9 +2,18 @@
 
 #if defined(__AMX_INT8__)
 #include "isa.inc"
+#include "linear_amx.h"
+
+namespace {
+/* The kernels of avx512, and those that the matrix unit does better. */
+constexpr Kernels with_tiles(Kernels kernels) {
+    kernels.linear = linear_amx;
+    return kernels;
+}
+}  // namespace
 
 const Kernels *kernels_amx() {
-    static constexpr Kernels kernels = table("amx");
+    static constexpr Kernels kernels = with_tiles(table("amx"));
     return &kernels;
 }
 #else
