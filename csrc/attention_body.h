@@ -1,16 +1,625 @@
-/* Rotation, cache writes and paged attention. Compiled once per instruction set. */
+/* Rotation, cache writes and paged attention. Compiled once per instruction set.
+ *
+ * Keys and values lie as [slots, K, D]; 16 positions that start at a multiple of 16 are neighbouring slots.
+ * A query that shares its kv head with others is never read from memory twice for the same key: all of a task's
+ * queries meet a key while it is in registers or in the nearest cache. */
 #pragma once
+#include <cstring>
+
+#include "attention.h"
+#include "fused_body.h"
 #include "kernels.h"
 #include "simd.h"
 
 namespace {
 
-void write_row(const kq_cache *, const kq_places *, int64_t, int64_t, float *, const float *, const float *, float) {
-    __builtin_trap();
+constexpr int64_t kMaxDim = 256;
+constexpr float kNothing = -3.0e38f;  // a score that no key has: not -inf, whose differences are NaN
+
+/* --- Positions ------------------------------------------------------------------------------------------------- */
+
+/* x[i], x[i + half] turned by one angle per pair, halves paired as in NeoX. */
+void turn(float *__restrict x, const float *__restrict cos, const float *__restrict sin, int64_t half) {
+    for (int64_t i = 0; i < half; i++) {
+        const float low = x[i], high = x[half + i];
+        x[i] = low * cos[i] - high * sin[i];
+        x[half + i] = high * cos[i] + low * sin[i];
+    }
 }
 
-void attend_rows(const kq_cache *, const kq_span *, int64_t, int64_t, int64_t, const float *, int32_t, float *, void *) {
-    __builtin_trap();
+/* The queries of a task, [rows * heads per key][padded] fp32: normed, turned, times q_scale / sqrt(D); padding is 0. */
+void load_queries(const AttendArgs *args, const AttendTask *task, float *q, int64_t padded) {
+    const kq_cache *cache = args->cache;
+    const kq_places *places = args->places;
+    const int64_t shared = heads_per_key(cache), dim = cache->head_dim, half = cache->rotary_dim / 2;
+    for (int64_t i = 0; i < (task->last - task->first) * shared; i++, q += padded) {
+        const int64_t row = task->span->first_row + task->first + i / shared;
+        const float *from = args->qkv + row * qkv_size(cache) + (task->head * shared + i % shared) * dim;
+        for (int64_t d = 0; d < padded; d++) q[d] = d < dim ? from[d] : 0.0f;
+        if (args->q_norm) rms_norm_row(q, args->q_norm, args->eps, dim, q);
+        turn(q, places->cos + row * half, places->sin + row * half, half);
+        const float scale = (places->q_scale ? places->q_scale[row] : 1.0f) / __builtin_sqrtf(static_cast<float>(dim));
+        for (int64_t d = 0; d < dim; d++) q[d] *= scale;
+    }
+}
+
+/* --- The bias of int8 keys -------------------------------------------------------------------------------------- */
+
+/* Pairs of one kv head whose bias is not zero, and their angles relative to a multiple of 16. */
+struct Bias {
+    int64_t count;
+    int32_t pair[kMaxDim / 2];
+    float low[kMaxDim / 2], high[kMaxDim / 2];  // the bias of the pair's two channels
+    float cos[kMaxDim / 2][kGroup], sin[kMaxDim / 2][kGroup];  // of t = 0..15 tokens
+};
+
+/* The bias at position p is that of angle(p / 16 * 16) turned by angle(p % 16), both from the span's table. Angles are
+ * rounded products in fp32, so that this is not exactly angle(p): reader and writer must agree, hence both do so. */
+void load_bias(const kq_cache *cache, const kq_span *span, int64_t head, Bias *bias) {
+    bias->count = 0;
+    if (!cache->key_bias) return;
+    const int64_t half = cache->rotary_dim / 2;
+    const float *b = cache->key_bias + head * cache->head_dim;
+    for (int64_t i = 0; i < half; i++) {
+        if (b[i] == 0.0f && b[half + i] == 0.0f) continue;
+        const int64_t n = bias->count++;
+        bias->pair[n] = static_cast<int32_t>(i);
+        bias->low[n] = b[i];
+        bias->high[n] = b[half + i];
+        // YaRN scales its tables; the scale is in the first factor already. cos[0] is the scale: position 0 is angle 0.
+        for (int64_t t = 0; t < kGroup; t++) {
+            bias->cos[n][t] = span->cos[t * half + i] / span->cos[i];
+            bias->sin[n][t] = span->sin[t * half + i] / span->cos[i];
+        }
+    }
+}
+
+/* x += sign * the bias turned to a position; x: one head of keys, turned. */
+void add_bias(const kq_cache *cache, const kq_span *span, int64_t head, const Bias *bias, int64_t position, float sign,
+              float *x) {
+    if (!cache->key_bias) return;
+    const int64_t half = cache->rotary_dim / 2, base = position / kGroup * kGroup * half, t = position % kGroup;
+    for (int64_t n = 0; n < bias->count; n++) {
+        const int64_t i = bias->pair[n];
+        const float c = span->cos[base + i] * bias->cos[n][t] - span->sin[base + i] * bias->sin[n][t];
+        const float s = span->sin[base + i] * bias->cos[n][t] + span->cos[base + i] * bias->sin[n][t];
+        x[i] += sign * (bias->low[n] * c - bias->high[n] * s);
+        x[half + i] += sign * (bias->high[n] * c + bias->low[n] * s);
+    }
+    const float *b = cache->key_bias + head * cache->head_dim;
+    for (int64_t d = cache->rotary_dim; d < cache->head_dim; d++) x[d] += sign * b[d];
+}
+
+/* What the bias adds to the scores of query q against 16 positions from `base` on, a multiple of 16:
+ * sum_i A_i cos_i(p) + B_i sin_i(p), A = q1 b1 + q2 b2, B = q2 b1 - q1 b2; turned by the base's angle, then by each t. */
+F bias_scores(const kq_cache *cache, const kq_span *span, const Bias *bias, const float *a, const float *b,
+              int64_t base) {
+    const int64_t half = cache->rotary_dim / 2;
+    const float *cos = span->cos + base * half, *sin = span->sin + base * half;
+    F sum = f_zero();
+    for (int64_t n = 0; n < bias->count; n++) {
+        const float c = cos[bias->pair[n]], s = sin[bias->pair[n]];
+        sum = f_fma(f_set(a[n] * c + b[n] * s), f_load(bias->cos[n]), sum);
+        sum = f_fma(f_set(b[n] * c - a[n] * s), f_load(bias->sin[n]), sum);
+    }
+    return sum;
+}
+
+/* --- Writing ---------------------------------------------------------------------------------------------------- */
+
+/* 16 numbers, or 8 with zeros above, of a cache of this kind; int8 codes without their scale. */
+template <int Kind>
+F load_16(const void *p, int64_t at) {
+    if constexpr (Kind == KQ_CACHE_BF16) return f_load_bf16(static_cast<const uint16_t *>(p) + at);
+    if constexpr (Kind == KQ_CACHE_INT8) return f_load_i8(static_cast<const int8_t *>(p) + at);
+    return f_load(static_cast<const float *>(p) + at);
+}
+template <int Kind>
+F load_8(const void *p, int64_t at) {
+    if constexpr (Kind == KQ_CACHE_BF16) return f_load_bf16_8(static_cast<const uint16_t *>(p) + at);
+    if constexpr (Kind == KQ_CACHE_INT8) return f_load_i8_8(static_cast<const int8_t *>(p) + at);
+    return f_load_some(static_cast<const float *>(p) + at, 8);
+}
+template <int Kind>
+constexpr int64_t kBytes = Kind == KQ_CACHE_BF16 ? 2 : Kind == KQ_CACHE_INT8 ? 1 : 4;
+
+/* One head of one token, x [padded to 16 with zeros], into place `at` (in heads) of a cache tensor. */
+void write_head(const kq_cache *cache, const float *x, void *into, void *scales, int64_t at) {
+    const int64_t dim = cache->head_dim;
+    if (cache->kind == KQ_CACHE_F32) {
+        std::memcpy(static_cast<float *>(into) + at * dim, x, static_cast<size_t>(dim) * sizeof(float));
+        return;
+    }
+    if (cache->kind == KQ_CACHE_BF16) {
+        uint16_t rounded[kMaxDim];
+        for (int64_t d = 0; d < dim; d += 16) f_store_bf16(rounded + d, f_load(x + d));
+        std::memcpy(static_cast<uint16_t *>(into) + at * dim, rounded, static_cast<size_t>(dim) * 2);
+        return;
+    }
+    F largest = f_zero();
+    for (int64_t d = 0; d < dim; d += 16) largest = f_max(largest, f_abs(f_load(x + d)));
+    const float step = f_largest(largest) / 127.0f;
+    const uint16_t scale = f16_from_float(step < 65504.0f ? step : 65504.0f);
+    static_cast<uint16_t *>(scales)[at] = scale;
+    const float kept = float_from_f16(scale), inverse = kept > 0.0f ? 1.0f / kept : 0.0f;
+    int8_t codes[kMaxDim];
+    for (int64_t d = 0; d < dim; d += 16) {
+        const F clamped = f_max(f_min(f_load(x + d) * f_set(inverse), f_set(127.0f)), f_set(-127.0f));
+        i_store_i8(codes + d, i_from_f(clamped));
+    }
+    std::memcpy(static_cast<int8_t *>(into) + at * dim, codes, static_cast<size_t>(dim));
+}
+
+/* Positions first..last-1 of a span, kv head `head`: k normed and turned, k (int8: less its turned bias) and v kept. */
+void write_rows(const AttendArgs *args, const kq_span *span, int64_t head, int64_t first, int64_t last,
+                void *scratch) {
+    const kq_cache *cache = args->cache;
+    const int64_t dim = cache->head_dim, half = cache->rotary_dim / 2;
+    Bias *bias = static_cast<Bias *>(scratch);
+    load_bias(cache, span, head, bias);
+    alignas(64) float x[kMaxDim] = {};
+    for (int64_t position = first; position < last; position++) {
+        const int64_t row = span->first_row + position - span->start;
+        const float *k = args->qkv + row * qkv_size(cache) + (cache->num_heads + head) * dim;
+        const float *v = k + cache->num_kv_heads * dim;
+        const int64_t at = slot_of(cache, span, position) * cache->num_kv_heads + head;
+        std::memcpy(x, k, static_cast<size_t>(dim) * sizeof(float));
+        if (args->k_norm) rms_norm_row(x, args->k_norm, args->eps, dim, x);
+        turn(x, args->places->cos + row * half, args->places->sin + row * half, half);
+        add_bias(cache, span, head, bias, position, -1.0f, x);
+        write_head(cache, x, cache->keys, cache->key_scales, at);
+        std::memcpy(x, v, static_cast<size_t>(dim) * sizeof(float));
+        write_head(cache, x, cache->values, cache->value_scales, at);
+    }
+}
+
+/* --- Few queries: keys and values are used as they come from memory ---------------------------------------------- */
+
+constexpr int64_t kChunk = kPart;  // positions whose scores are kept at once
+
+#if defined(__AVX512F__)
+constexpr int kTogether = 8;  // queries that meet a key while it is in a register
+#else
+constexpr int kTogether = 4;
+#endif
+
+/* scores[m][0..15] = q[m] . key(t) for 16 neighbouring slots from `slot` on; M queries; scores are kChunk apart. */
+template <int Kind, int M>
+void score_group(const kq_cache *cache, int64_t head, int64_t slot, const float *q, int64_t padded, float *scores) {
+    const int64_t dim = cache->head_dim, step = cache->num_kv_heads * dim;
+    F sums[M][kGroup];
+    for (int64_t t = 0; t < kGroup; t++) {
+        const char *key = static_cast<const char *>(cache->keys) + ((slot + t) * step + head * dim) * kBytes<Kind>;
+        F acc[M];
+        for (int m = 0; m < M; m++) acc[m] = f_zero();
+        int64_t d = 0;
+        for (; d + 16 <= dim; d += 16) {
+            const F k = load_16<Kind>(key, d);
+            for (int m = 0; m < M; m++) acc[m] = f_fma(f_load(q + m * padded + d), k, acc[m]);
+        }
+        if (d < dim) {
+            const F k = load_8<Kind>(key, d);
+            for (int m = 0; m < M; m++) acc[m] = f_fma(f_load(q + m * padded + d), k, acc[m]);
+        }
+        for (int m = 0; m < M; m++) sums[m][t] = acc[m];
+    }
+    F scale = f_set(1.0f);
+    if constexpr (Kind == KQ_CACHE_INT8) {
+        float scales[kGroup];
+        for (int64_t t = 0; t < kGroup; t++)
+            scales[t] = float_from_f16(
+                static_cast<const uint16_t *>(cache->key_scales)[(slot + t) * cache->num_kv_heads + head]);
+        scale = f_load(scales);
+    }
+    for (int m = 0; m < M; m++) f_store(scores + m * kChunk, f_sums(sums[m]) * scale);
+}
+
+/* The largest of scores lo..hi-1, and the scores replaced by exp(score - largest); others become 0. Returns the sum. */
+float soften(float *scores, int64_t size, int64_t lo, int64_t hi, float *largest) {
+    for (int64_t i = 0; i < lo; i++) scores[i] = kNothing;
+    for (int64_t i = hi > lo ? hi : lo; i < size; i++) scores[i] = kNothing;
+    F most = f_set(kNothing);
+    for (int64_t i = 0; i < size; i += 16) most = f_max(most, f_load(scores + i));
+    *largest = f_largest(most);
+    if (hi <= lo) {
+        std::memset(scores, 0, static_cast<size_t>(size) * sizeof(float));
+        return 0.0f;
+    }
+    F sum = f_zero();
+    for (int64_t i = 0; i < size; i += 16) {
+        const F weight = f_exp(f_load(scores + i) - f_set(*largest));
+        f_store(scores + i, weight);
+        sum = sum + weight;
+    }
+    return f_sum(sum);
+}
+
+/* sums[m][d..] = sum over positions lo..hi-1 of weights[m][position - first] * value(position), C vectors from d on. */
+template <int Kind, int M, int C>
+void mix_columns(const kq_cache *cache, const AttendTask *task, int64_t first, int64_t lo, int64_t hi, int64_t d,
+                 const float *weights, float *sums, int64_t sums_step) {
+    const int64_t dim = cache->head_dim, step = cache->num_kv_heads * dim;
+    F acc[M][C];
+    for (int m = 0; m < M; m++)
+        for (int c = 0; c < C; c++) acc[m][c] = f_zero();
+    for (int64_t at = lo; at < hi;) {
+        const int64_t end = at / kGroup * kGroup + kGroup < hi ? at / kGroup * kGroup + kGroup : hi;
+        const char *value = static_cast<const char *>(cache->values) +
+                            (slot_of(cache, task->span, at) * step + task->head * dim + d) * kBytes<Kind>;
+        for (; at < end; at++, value += step * kBytes<Kind>) {
+            F v[C];
+            for (int c = 0; c < C; c++)
+                v[c] = C == 1 && d + 16 > dim ? load_8<Kind>(value, 0) : load_16<Kind>(value, 16 * c);
+            for (int m = 0; m < M; m++) {
+                const F w = f_set(weights[m * kChunk + at - first]);
+                for (int c = 0; c < C; c++) acc[m][c] = f_fma(w, v[c], acc[m][c]);
+            }
+        }
+    }
+    for (int m = 0; m < M; m++)
+        for (int c = 0; c < C; c++) f_store(sums + m * sums_step + d + 16 * c, acc[m][c]);
+}
+
+/* How many vectors of a value M queries can sum in registers. */
+constexpr int columns_for(int queries) {
+#if defined(__AVX512F__)
+    return queries <= 2 ? 8 : queries <= 5 ? 4 : 2;
+#else
+    return queries <= 1 ? 4 : queries <= 3 ? 2 : 1;
+#endif
+}
+
+template <int Kind, int M>
+void mix(const kq_cache *cache, const AttendTask *task, int64_t first, int64_t lo, int64_t hi, const float *weights,
+         float *sums, int64_t sums_step) {
+    constexpr int C = columns_for(M);
+    const int64_t dim = cache->head_dim;
+    int64_t d = 0;
+    for (; d + 16 * C <= dim; d += 16 * C)
+        mix_columns<Kind, M, C>(cache, task, first, lo, hi, d, weights, sums, sums_step);
+    for (; d < dim; d += 16) mix_columns<Kind, M, 1>(cache, task, first, lo, hi, d, weights, sums, sums_step);
+}
+
+/* M queries from `query` on of a task with few, against all its positions: sums [M][padded], largest [M], total [M]. */
+template <int Kind, int M>
+void attend_few(const AttendArgs *args, const AttendTask *task, const Bias *bias, int64_t query, const float *q,
+                int64_t padded, float *scores, float *sums, float *largest, float *total) {
+    const kq_cache *cache = args->cache;
+    const int64_t shared = heads_per_key(cache), half = cache->rotary_dim / 2;
+    const int64_t base = task->begin / kGroup * kGroup, size = (task->end - base + kGroup - 1) / kGroup * kGroup;
+    float a[M][kMaxDim / 2], b[M][kMaxDim / 2], constant[M] = {};
+    if (Kind == KQ_CACHE_INT8 && cache->key_bias) {
+        for (int m = 0; m < M; m++) {
+            const float *row = q + m * padded;
+            for (int64_t n = 0; n < bias->count; n++) {
+                const float low = row[bias->pair[n]], high = row[half + bias->pair[n]];
+                a[m][n] = low * bias->low[n] + high * bias->high[n];
+                b[m][n] = high * bias->low[n] - low * bias->high[n];
+            }
+            for (int64_t d = cache->rotary_dim; d < cache->head_dim; d++)
+                constant[m] += row[d] * cache->key_bias[task->head * cache->head_dim + d];
+        }
+    }
+    for (int64_t at = 0; at < size; at += kGroup) {
+        score_group<Kind, M>(cache, task->head, slot_of(cache, task->span, base + at), q, padded, scores + at);
+        if (Kind != KQ_CACHE_INT8 || !cache->key_bias) continue;
+        for (int m = 0; m < M; m++) {
+            float *score = scores + m * kChunk + at;
+            const F add = bias_scores(cache, task->span, bias, a[m], b[m], base + at) + f_set(constant[m]);
+            f_store(score, f_load(score) + add);
+        }
+    }
+    int64_t oldest = task->end, newest = task->begin;
+    for (int m = 0; m < M; m++) {
+        const int64_t place = task->span->start + task->first + (query + m) / shared;
+        int64_t lo = oldest_seen(place, args->window), hi = place + 1;
+        lo = lo < task->begin ? task->begin : lo;
+        hi = hi > task->end ? task->end : hi;
+        total[m] = soften(scores + m * kChunk, size, lo - base, hi - base, &largest[m]);
+        oldest = lo < oldest ? lo : oldest;
+        newest = hi > newest ? hi : newest;
+    }
+    if constexpr (Kind == KQ_CACHE_INT8) {
+        const auto *scales = static_cast<const uint16_t *>(cache->value_scales) + task->head;
+        for (int64_t at = oldest; at < newest; at++) {
+            const float scale = float_from_f16(scales[slot_of(cache, task->span, at) * cache->num_kv_heads]);
+            for (int m = 0; m < M; m++) scores[m * kChunk + at - base] *= scale;
+        }
+    }
+    mix<Kind, M>(cache, task, base, oldest, newest, scores, sums, padded);
+}
+
+/* A query's result: into `partial` as it is, or divided by its sum of weights to out. */
+void finish_query(const AttendArgs *args, const AttendTask *task, int64_t query, const float *sums, float largest,
+                  float total) {
+    const kq_cache *cache = args->cache;
+    const int64_t dim = cache->head_dim, shared = heads_per_key(cache);
+    float *to;
+    float scale = 1.0f;
+    if (task->partial) {
+        to = task->partial + query * query_floats(cache);
+        to[dim] = largest;
+        to[dim + 1] = total;
+    } else {
+        const int64_t row = task->span->first_row + task->first + query / shared;
+        to = args->out + (row * cache->num_heads + task->head * shared + query % shared) * dim;
+        scale = 1.0f / total;
+    }
+    for (int64_t d = 0; d < dim; d++) to[d] = sums[d] * scale;
+}
+
+template <int Kind>
+using FewFn = void (*)(const AttendArgs *, const AttendTask *, const Bias *, int64_t, const float *, int64_t, float *,
+                       float *, float *, float *);
+template <int Kind>
+constexpr FewFn<Kind> kFew[9] = {nullptr, attend_few<Kind, 1>, attend_few<Kind, 2>, attend_few<Kind, 3>,
+                                 attend_few<Kind, 4>, attend_few<Kind, 5>, attend_few<Kind, 6>, attend_few<Kind, 7>,
+                                 attend_few<Kind, 8>};
+
+template <int Kind>
+void attend_all_few(const AttendArgs *args, const AttendTask *task, char *scratch) {
+    const kq_cache *cache = args->cache;
+    const int64_t padded = (cache->head_dim + 15) / 16 * 16;
+    const int64_t queries = (task->last - task->first) * heads_per_key(cache);
+    auto *bias = reinterpret_cast<Bias *>(scratch);
+    auto *scores = reinterpret_cast<float *>(scratch + (sizeof(Bias) + 63) / 64 * 64);
+    float *q = scores + 8 * kChunk;
+    load_bias(cache, task->span, task->head, bias);
+    load_queries(args, task, q, padded);
+    for (int64_t query = 0; query < queries;) {
+        const int64_t left = queries - query, rounds = (left + kTogether - 1) / kTogether;
+        const int64_t count = (left + rounds - 1) / rounds;
+        alignas(64) float sums[8 * kMaxDim];
+        float largest[8], total[8];
+        kFew<Kind>[count](args, task, bias, query, q + query * padded, padded, scores, sums, largest, total);
+        for (int64_t m = 0; m < count; m++)
+            finish_query(args, task, query + m, sums + m * padded, largest[m], total[m]);
+        query += count;
+    }
+}
+
+/* out = sum_p e^(largest_p - largest) sums_p / sum_p e^(largest_p - largest) total_p, parts in order. */
+void merge_parts(const AttendArgs *args, const AttendTask *task, const float *partial, int64_t parts) {
+    const kq_cache *cache = args->cache;
+    const int64_t dim = cache->head_dim, floats = task_floats(cache, task);
+    AttendTask whole = *task;
+    whole.partial = nullptr;
+    for (int64_t query = 0; query < floats / query_floats(cache); query++) {
+        const float *one = partial + query * query_floats(cache);
+        float largest = kNothing, total = 0.0f;
+        for (int64_t p = 0; p < parts; p++)
+            if (one[p * floats + dim] > largest) largest = one[p * floats + dim];
+        alignas(64) float sums[kMaxDim] = {};
+        for (int64_t p = 0; p < parts; p++) {
+            const float *part = one + p * floats;
+            const float weight = __builtin_expf(part[dim] - largest);
+            total += weight * part[dim + 1];
+            for (int64_t d = 0; d < dim; d++) sums[d] += weight * part[d];
+        }
+        finish_query(args, &whole, query, sums, largest, total);
+    }
+}
+
+/* --- Many queries: keys and values are widened once for a block of queries, which then multiplies them as matrices -- */
+
+constexpr int64_t kKeys = 128;  // positions widened at once
+constexpr int kRows = 6;        // queries of a register block
+#if defined(__AVX512F__)
+constexpr int kColumns = 4;     // its vectors of 16 columns
+#else
+constexpr int kColumns = 1;
+#endif
+
+/* A task's matrices, in scratch. Panels are 16 columns wide: K^T [kKeys / 16][padded][16], V [padded / 16][kKeys][16]. */
+struct Many {
+    int64_t queries, padded;
+    float *q, *sums;      // [queries][padded]
+    float *scores;        // [queries][kKeys]
+    float *keys, *values; // panels
+    float *largest, *total;  // [queries]
+};
+
+/* c[r][0..16 C) (+)= sum_i a[r][i] * b[i][0..16 C), R rows; b: C panels, `panel` floats apart. */
+template <int R, int C>
+void block_product(const float *a, int64_t lda, const float *b, int64_t panel, int64_t size, float *c, int64_t ldc,
+                   bool accumulate) {
+    F acc[R][C];
+    for (int r = 0; r < R; r++)
+        for (int j = 0; j < C; j++) acc[r][j] = accumulate ? f_load(c + r * ldc + 16 * j) : f_zero();
+    for (int64_t i = 0; i < size; i++) {
+        F column[C];
+        for (int j = 0; j < C; j++) column[j] = f_load(b + j * panel + 16 * i);
+        for (int r = 0; r < R; r++) {
+            const F x = f_set(a[r * lda + i]);
+            for (int j = 0; j < C; j++) acc[r][j] = f_fma(x, column[j], acc[r][j]);
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int j = 0; j < C; j++) f_store(c + r * ldc + 16 * j, acc[r][j]);
+}
+
+typedef void (*ProductFn)(const float *, int64_t, const float *, int64_t, int64_t, float *, int64_t, bool);
+template <int C>
+constexpr ProductFn kProducts[kRows + 1] = {nullptr, block_product<1, C>, block_product<2, C>, block_product<3, C>,
+                                            block_product<4, C>, block_product<5, C>, block_product<6, C>};
+
+/* The same for any number of panels, `wide` of them: kColumns at a time where so many are left. */
+void product(const float *a, int64_t lda, int64_t rows, const float *b, int64_t panel, int64_t size, float *c,
+             int64_t ldc, int64_t wide, bool accumulate) {
+    int64_t j = 0;
+    for (; j + kColumns <= wide; j += kColumns)
+        kProducts<kColumns>[rows](a, lda, b + j * panel, panel, size, c + 16 * j, ldc, accumulate);
+    for (; j < wide; j++) kProducts<1>[rows](a, lda, b + j * panel, panel, size, c + 16 * j, ldc, accumulate);
+}
+
+/* Keys of positions base..base + kGroup - 1 into one panel of K^T, [padded][16]; int8 with scales and bias. */
+template <int Kind>
+void widen_keys(const kq_cache *cache, const AttendTask *task, const Bias *bias, int64_t base, float *panel) {
+    const int64_t dim = cache->head_dim, slot = slot_of(cache, task->span, base);
+    const int64_t at = slot * cache->num_kv_heads + task->head;
+    float scales[kGroup];
+    if constexpr (Kind == KQ_CACHE_INT8)
+        for (int64_t t = 0; t < kGroup; t++)
+            scales[t] = float_from_f16(static_cast<const uint16_t *>(cache->key_scales)[at + t * cache->num_kv_heads]);
+    for (int64_t d = 0; d < dim; d += 16) {
+        F rows[kGroup];
+        for (int64_t t = 0; t < kGroup; t++) {
+            const int64_t from = (at + t * cache->num_kv_heads) * dim + d;
+            rows[t] = d + 16 <= dim ? load_16<Kind>(cache->keys, from) : load_8<Kind>(cache->keys, from);
+            if constexpr (Kind == KQ_CACHE_INT8) rows[t] = rows[t] * f_set(scales[t]);
+        }
+        f_store_transposed(panel + d * 16, 16, rows);
+    }
+    if (Kind != KQ_CACHE_INT8 || !cache->key_bias) return;
+    const int64_t half = cache->rotary_dim / 2;
+    for (int64_t n = 0; n < bias->count; n++) {
+        const int64_t i = bias->pair[n];
+        const F c0 = f_set(task->span->cos[base * half + i]), s0 = f_set(task->span->sin[base * half + i]);
+        const F ct = f_load(bias->cos[n]), st = f_load(bias->sin[n]);
+        const F c = c0 * ct - s0 * st, s = s0 * ct + c0 * st;
+        float *low = panel + i * 16, *high = panel + (half + i) * 16;
+        f_store(low, f_load(low) + f_set(bias->low[n]) * c - f_set(bias->high[n]) * s);
+        f_store(high, f_load(high) + f_set(bias->high[n]) * c + f_set(bias->low[n]) * s);
+    }
+    for (int64_t d = cache->rotary_dim; d < dim; d++)
+        f_store(panel + d * 16, f_load(panel + d * 16) + f_set(cache->key_bias[task->head * dim + d]));
+}
+
+/* Values of positions first..last-1 into the rows first - base.. of V's panels. */
+template <int Kind>
+void widen_values(const kq_cache *cache, const AttendTask *task, int64_t base, int64_t first, int64_t last,
+                  float *panels) {
+    const int64_t dim = cache->head_dim;
+    for (int64_t position = first; position < last; position++) {
+        const int64_t at = slot_of(cache, task->span, position) * cache->num_kv_heads + task->head;
+        F scale = f_set(1.0f);
+        if constexpr (Kind == KQ_CACHE_INT8)
+            scale = f_set(float_from_f16(static_cast<const uint16_t *>(cache->value_scales)[at]));
+        for (int64_t d = 0; d < dim; d += 16) {
+            const F v = d + 16 <= dim ? load_16<Kind>(cache->values, at * dim + d)
+                                      : load_8<Kind>(cache->values, at * dim + d);
+            f_store(panels + d * kKeys + (position - base) * 16, Kind == KQ_CACHE_INT8 ? v * scale : v);
+        }
+    }
+}
+
+struct Range { int64_t lo, hi; };
+
+/* Which of the positions base..base + kKeys - 1 query i of the task sees, counted from base. */
+Range visible(const AttendArgs *args, const AttendTask *task, int64_t base, int64_t query) {
+    const int64_t place = task->span->start + task->first + query / heads_per_key(args->cache);
+    int64_t lo = oldest_seen(place, args->window), hi = place + 1;
+    if (lo < task->begin) lo = task->begin;
+    if (hi > task->end) hi = task->end;
+    lo = lo < base ? 0 : lo - base;
+    hi = hi < base ? 0 : hi - base;
+    return {lo < kKeys ? lo : kKeys, hi < kKeys ? hi : kKeys};
+}
+
+/* Scores become weights: the running largest and total of query i move on, and its sums shrink to the new largest. */
+void soften_running(Many *many, int64_t query, Range seen, Range computed) {
+    float *scores = many->scores + query * kKeys, largest;
+    const int64_t first = computed.lo, size = computed.hi - first;
+    if (seen.hi <= seen.lo) {
+        std::memset(scores + first, 0, static_cast<size_t>(size) * sizeof(float));
+        return;
+    }
+    for (int64_t i = first; i < seen.lo; i++) scores[i] = kNothing;
+    for (int64_t i = seen.hi; i < computed.hi; i++) scores[i] = kNothing;
+    F most = f_set(many->largest[query]);
+    for (int64_t i = first; i < computed.hi; i += 16) most = f_max(most, f_load(scores + i));
+    largest = f_largest(most);
+    F sum = f_zero();
+    for (int64_t i = first; i < computed.hi; i += 16) {
+        const F weight = f_exp(f_load(scores + i) - f_set(largest));
+        f_store(scores + i, weight);
+        sum = sum + weight;
+    }
+    if (largest > many->largest[query]) {
+        const F shrink = f_exp(f_set(many->largest[query] - largest));
+        many->total[query] *= __builtin_expf(many->largest[query] - largest);
+        for (int64_t d = 0; d < many->padded; d += 16) {
+            float *sums = many->sums + query * many->padded + d;
+            f_store(sums, f_load(sums) * shrink);
+        }
+        many->largest[query] = largest;
+    }
+    many->total[query] += f_sum(sum);
+}
+
+/* Queries first..last-1 (at most kRows) against the widened positions from base on. */
+void score_rows(const AttendArgs *args, const AttendTask *task, Many *many, int64_t base, int64_t first, int64_t last) {
+    const Range early = visible(args, task, base, first), late = visible(args, task, base, last - 1);
+    const Range computed = {early.lo / 16 * 16, (late.hi + 15) / 16 * 16};
+    if (computed.hi <= computed.lo) return;
+    const int64_t panel = 16 * many->padded;
+    product(many->q + first * many->padded, many->padded, last - first, many->keys + computed.lo / 16 * panel, panel,
+            args->cache->head_dim, many->scores + first * kKeys + computed.lo, kKeys,
+            (computed.hi - computed.lo) / 16, false);
+    for (int64_t query = first; query < last; query++)
+        soften_running(many, query, visible(args, task, base, query), computed);
+    product(many->scores + first * kKeys + early.lo, kKeys, last - first, many->values + 16 * early.lo, 16 * kKeys,
+            late.hi - early.lo, many->sums + first * many->padded, many->padded, many->padded / 16, true);
+}
+
+float *carve(char **scratch, int64_t floats) {
+    auto *start = reinterpret_cast<float *>(*scratch);
+    *scratch += (floats * static_cast<int64_t>(sizeof(float)) + 63) / 64 * 64;
+    return start;
+}
+
+/* Loops: keys by kKeys, then queries by kRows, so that a block of keys is in the cache for all queries. */
+template <int Kind>
+void attend_many(const AttendArgs *args, const AttendTask *task, char *scratch) {
+    const kq_cache *cache = args->cache;
+    auto *bias = reinterpret_cast<Bias *>(carve(&scratch, sizeof(Bias) / sizeof(float)));
+    Many many{};
+    many.queries = (task->last - task->first) * heads_per_key(cache);
+    many.padded = (cache->head_dim + 15) / 16 * 16;
+    many.q = carve(&scratch, many.queries * many.padded);
+    many.sums = carve(&scratch, many.queries * many.padded);
+    many.keys = carve(&scratch, kKeys * many.padded);
+    many.values = carve(&scratch, kKeys * many.padded);
+    many.scores = carve(&scratch, many.queries * kKeys);
+    many.largest = carve(&scratch, many.queries);
+    many.total = carve(&scratch, many.queries);
+    load_bias(cache, task->span, task->head, bias);
+    load_queries(args, task, many.q, many.padded);
+    std::memset(many.sums, 0, static_cast<size_t>(many.queries * many.padded) * sizeof(float));
+    for (int64_t i = 0; i < many.queries; i++) {
+        many.largest[i] = kNothing;
+        many.total[i] = 0.0f;
+    }
+    for (int64_t base = task->begin / kGroup * kGroup; base < task->end; base += kKeys) {
+        const int64_t end = base + kKeys < task->end ? base + kKeys : task->end;
+        for (int64_t at = base; at < end; at += kGroup)
+            widen_keys<Kind>(cache, task, bias, at, many.keys + (at - base) * many.padded);
+        widen_values<Kind>(cache, task, base, base > task->begin ? base : task->begin, end, many.values);
+        for (int64_t first = 0; first < many.queries; first += kRows)
+            score_rows(args, task, &many, base, first, first + kRows < many.queries ? first + kRows : many.queries);
+    }
+    for (int64_t i = 0; i < many.queries; i++)
+        finish_query(args, task, i, many.sums + i * many.padded, many.largest[i], many.total[i]);
+}
+
+/* --- A task ------------------------------------------------------------------------------------------------------ */
+
+template <int Kind>
+void attend_kind(const AttendArgs *args, const AttendTask *task, char *scratch) {
+    if (task->writes) attend_all_few<Kind>(args, task, scratch);
+    else attend_many<Kind>(args, task, scratch);
+}
+
+void attend_rows(const AttendArgs *args, const AttendTask *task, void *scratch) {
+    if (task->writes) {
+        const int64_t first = task->span->start > task->begin ? task->span->start : task->begin;
+        if (first < task->end) write_rows(args, task->span, task->head, first, task->end, scratch);
+    }
+    switch (args->cache->kind) {
+        case KQ_CACHE_BF16: return attend_kind<KQ_CACHE_BF16>(args, task, static_cast<char *>(scratch));
+        case KQ_CACHE_INT8: return attend_kind<KQ_CACHE_INT8>(args, task, static_cast<char *>(scratch));
+        default: return attend_kind<KQ_CACHE_F32>(args, task, static_cast<char *>(scratch));
+    }
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "attention.h"
 #include "kiloq.h"
 
 /* Rows of inputs, prepared once for a matrix and shared by all its tiles. */
@@ -33,12 +34,12 @@ struct Kernels {
                    int32_t accumulate, void *scratch);
     void (*rms_norm)(const float *x, const float *weight, float eps, int64_t size, float *y);   // one row
     void (*swiglu)(const float *gate, const float *up, int64_t size, float *y);
-    // Positions of one row: q and k normed, turned and scaled in place; k and v written to the cache.
-    void (*write)(const kq_cache *cache, const kq_places *places, int64_t row, int64_t slot, float *qkv_row,
-                  const float *q_norm, const float *k_norm, float eps);
-    // Rows first..last-1 of a span (counted from its start) against kv head `head`; all heads that share it.
-    void (*attend)(const kq_cache *cache, const kq_span *span, int64_t head, int64_t first, int64_t last,
-                   const float *qkv, int32_t window, float *out, void *scratch);
+    // Positions first..last-1 of a span and kv head `head`: k normed and turned, k and v written to the cache.
+    void (*write)(const AttendArgs *args, const kq_span *span, int64_t head, int64_t first, int64_t last,
+                  void *scratch);
+    void (*attend)(const AttendArgs *args, const AttendTask *task, void *scratch);
+    // The parts of a task's rows, `parts` arrays of task_floats that follow each other at `partial`, into args->out.
+    void (*merge)(const AttendArgs *args, const AttendTask *task, const float *partial, int64_t parts);
 };
 
 /* Each of its own file, compiled with its own flags; NULL where the compiler did not know them. */

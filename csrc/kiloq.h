@@ -70,7 +70,8 @@ typedef struct {
     void *keys, *values;        /* [slots, K, D] bf16 (as uint16), int8 or fp32 */
     void *key_scales, *value_scales; /* int8: [slots, K] fp16 */
     /* int8, or NULL: the bias of the key projection, [K, D] fp32. Keys are kept without their turned bias, which is
-     * added back in the dot product: a few channels of it dwarf all else in models v1 to 2.5. */
+     * added back in the dot product: a few channels of it dwarf all else in models v1 to 2.5. Channels whose bias is
+     * small are better left at 0 here: pairs of zeros cost nothing. Not together with k_norm. */
     const float *key_bias;
 } kq_cache;
 
@@ -79,14 +80,16 @@ typedef struct {
     int64_t first_row;
     int64_t start, stop;
     const int32_t *blocks;      /* all that hold positions before stop */
-    /* int8 with key_bias: the angles of every position before stop, [>= stop, rotary_dim / 2] fp32, under the
-     * sequence's own NTK factor; else NULL. */
+    /* int8 with key_bias: the angles of every position from 0 to at least stop - 1, [>= max(stop, 16),
+     * rotary_dim / 2] fp32, under the sequence's own NTK factor; else NULL. */
     const float *cos, *sin;
 } kq_span;
 
-/* Turn q and k, write k and v to the cache, attend. qkv: fp32 [T, (H + 2K) * D], turned in place; out: [T, H * D].
+/* Turn q and k, write k and v to the cache, attend. qkv: fp32 [T, (H + 2K) * D]; out: [T, H * D].
  * cos, sin: [T, rotary_dim / 2]; q_scale: [T] or NULL; q_norm, k_norm: gains [D] applied before turning, or NULL;
- * window: how many tokens a token sees, itself included; 0 for all. Scores are scaled by 1 / sqrt(D). */
+ * window: how many tokens a token sees, itself included; 0 for all. Scores are scaled by 1 / sqrt(D).
+ * D is a multiple of 8 up to 256, block_size a multiple of 16. No span may read slots that another span of the same
+ * call writes: spans are not ordered. */
 typedef struct {
     int64_t rows;
     const float *cos, *sin, *q_scale;
@@ -94,7 +97,7 @@ typedef struct {
     const kq_span *spans;
 } kq_places;
 
-KQ_API void kq_attention(const kq_cache *cache, const kq_places *places, float *qkv, const float *q_norm,
+KQ_API void kq_attention(const kq_cache *cache, const kq_places *places, const float *qkv, const float *q_norm,
                          const float *k_norm, float eps, int32_t window, float *out);
 
 /* --- A whole step from a plan of pointers ----------------------------------------------------------------------- */

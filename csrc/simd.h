@@ -9,6 +9,11 @@
 
 namespace {
 
+// exp(x) = 2^n exp(r), n = round(x / ln 2); the polynomial is that of Cephes' expf.
+constexpr float kLog2E = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f, kExpLowest = -87.3f;
+constexpr float kExp[6] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
+                           4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
+
 #if defined(__AVX512F__)
 
 struct F { __m512 v; };  // 16 fp32
@@ -30,6 +35,7 @@ inline F operator*(F a, F b) { return {_mm512_mul_ps(a.v, b.v)}; }
 inline F f_div(F a, F b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline F f_fma(F a, F b, F c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }  // a * b + c
 inline F f_max(F a, F b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline F f_min(F a, F b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline F f_abs(F a) { return {_mm512_abs_ps(a.v)}; }
 inline float f_sum(F a) { return _mm512_reduce_add_ps(a.v); }
 inline float f_largest(F a) { return _mm512_reduce_max_ps(a.v); }
@@ -87,6 +93,92 @@ inline void i_store_i8(int8_t *p, I a) {  // saturates
 inline F f_gather(const float *base, const int32_t *at) { return {_mm512_i32gather_ps(i_load(at).v, base, 4)}; }
 inline F f_min(F a, F b) { return {_mm512_min_ps(a.v, b.v)}; }
 
+/* exp, about one unit in the last place; 0 below -87.3. */
+inline F f_exp(F x) {
+    const __m512 in = _mm512_min_ps(x.v, _mm512_set1_ps(88.7f));
+    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(in, _mm512_set1_ps(kLog2E)), 8);
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(kLn2High), in);
+    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(kLn2Low), r);
+    __m512 p = _mm512_set1_ps(kExp[0]);
+    for (int i = 1; i < 6; i++) p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(kExp[i]));
+    p = _mm512_fmadd_ps(_mm512_mul_ps(p, r), r, _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
+    const __mmask16 keep = _mm512_cmp_ps_mask(x.v, _mm512_set1_ps(kExpLowest), _CMP_GE_OQ);
+    return {_mm512_maskz_scalef_ps(keep, p, n)};
+}
+inline F f_load_bf16_8(const uint16_t *p) {  // the upper eight lanes are 0
+    const __m256i wide = _mm256_slli_epi32(
+        _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))), 16);
+    return {_mm512_castsi512_ps(_mm512_zextsi256_si512(wide))};
+}
+inline F f_load_i8_8(const int8_t *p) {
+    const __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)));
+    return {_mm512_cvtepi32_ps(_mm512_zextsi256_si512(wide))};
+}
+inline void f_store_bf16(uint16_t *p, F a) {  // half to even; no NaN
+    const __m512i bits = _mm512_castps_si512(a.v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff));
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(up, 16)));
+}
+/* 32 bytes as 32 signed 16-bit numbers, and the first n of them, the rest 0. */
+inline I i_load_i8_i16(const int8_t *p) {
+    return {_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)))};
+}
+inline I i_load_i8_i16_some(const int8_t *p, int64_t n) {
+    return {_mm512_cvtepi8_epi16(_mm256_maskz_loadu_epi8(static_cast<__mmask32>((1ull << n) - 1), p))};
+}
+/* acc + the dot products of pairs of 16-bit numbers, lane by lane. */
+inline I i_dot_s16(I acc, I a, I b) { return {_mm512_dpwssd_epi32(acc.v, a.v, b.v)}; }
+
+inline void transpose_16(__m512 *r) {
+    __m512 t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        for (int j = 0; j < 2; j++) {
+            const __m512d a = _mm512_castps_pd(t[i + j]), b = _mm512_castps_pd(t[i + j + 2]);
+            r[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+            r[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+        }
+    }
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0xdd);
+        t[i + 8] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0x88);
+        r[i + 4] = _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0x88);
+        r[i + 8] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0xdd);
+        r[i + 12] = _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0xdd);
+    }
+}
+/* out[j * step + i] = rows[i][j]: the transposed 16 x 16. */
+inline void f_store_transposed(float *out, int64_t step, const F *rows) {
+    __m512 r[16];
+    for (int i = 0; i < 16; i++) r[i] = rows[i].v;
+    transpose_16(r);
+    for (int i = 0; i < 16; i++) _mm512_storeu_ps(out + i * step, r[i]);
+}
+/* Lane i: the sum of the lanes of rows[i]. */
+inline F f_sums(const F *rows) {
+    __m512 r[16];
+    for (int i = 0; i < 16; i++) r[i] = rows[i].v;
+    for (int i = 0; i < 12; i++) {  // 128-bit lanes: row i twice, row i + 4 twice
+        if (i >= 4 && i < 8) continue;
+        r[i] = _mm512_add_ps(_mm512_shuffle_f32x4(r[i], r[i + 4], 0x44), _mm512_shuffle_f32x4(r[i], r[i + 4], 0xee));
+    }
+    for (int i = 0; i < 4; i++)  // rows i, i + 4, i + 8, i + 12
+        r[i] = _mm512_add_ps(_mm512_shuffle_f32x4(r[i], r[i + 8], 0x88), _mm512_shuffle_f32x4(r[i], r[i + 8], 0xdd));
+    const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(r[0], r[1]), _mm512_unpackhi_ps(r[0], r[1]));
+    const __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(r[2], r[3]), _mm512_unpackhi_ps(r[2], r[3]));
+    const __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
+    return {_mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)))};
+}
+
 #else  // AVX2
 
 struct F { __m256 a, b; };
@@ -112,6 +204,7 @@ inline F operator*(F x, F y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.
 inline F f_div(F x, F y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
 inline F f_fma(F x, F y, F z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
 inline F f_max(F x, F y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+inline F f_min(F x, F y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
 inline F f_abs(F x) {
     const __m256 mask = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
     return {_mm256_and_ps(x.a, mask), _mm256_and_ps(x.b, mask)};
@@ -251,6 +344,88 @@ inline F f_gather(const float *base, const int32_t *at) {
 }
 inline F f_min(F x, F y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
 
+inline __m256 exp_half(__m256 x) {
+    const __m256 in = _mm256_max_ps(_mm256_min_ps(x, _mm256_set1_ps(88.3f)), _mm256_set1_ps(kExpLowest));
+    const __m256 n = _mm256_round_ps(_mm256_mul_ps(in, _mm256_set1_ps(kLog2E)), 8);
+    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(kLn2High), in);
+    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(kLn2Low), r);
+    __m256 p = _mm256_set1_ps(kExp[0]);
+    for (int i = 1; i < 6; i++) p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(kExp[i]));
+    p = _mm256_fmadd_ps(_mm256_mul_ps(p, r), r, _mm256_add_ps(r, _mm256_set1_ps(1.0f)));
+    const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    return _mm256_and_ps(_mm256_mul_ps(p, _mm256_castsi256_ps(power)),
+                         _mm256_cmp_ps(x, _mm256_set1_ps(kExpLowest), _CMP_GE_OQ));
+}
+/* exp, about one unit in the last place; 0 below -87.3. */
+inline F f_exp(F x) { return {exp_half(x.a), exp_half(x.b)}; }
+inline F f_load_bf16_8(const uint16_t *p) { return {widen_bf16(p), _mm256_setzero_ps()}; }
+inline F f_load_i8_8(const int8_t *p) {
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p)))),
+            _mm256_setzero_ps()};
+}
+inline __m256i round_bf16(__m256 x) {
+    const __m256i bits = _mm256_castps_si256(x);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    return _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, odd), _mm256_set1_epi32(0x7fff)), 16);
+}
+inline void f_store_bf16(uint16_t *p, F x) {  // half to even; no NaN
+    const __m256i both = _mm256_packus_epi32(round_bf16(x.a), round_bf16(x.b));
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm256_permute4x64_epi64(both, 0xd8));
+}
+/* 32 bytes as 32 signed 16-bit numbers, and the first n of them, the rest 0. */
+inline I i_load_i8_i16(const int8_t *p) {
+    return {_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))),
+            _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p + 16)))};
+}
+inline I i_load_i8_i16_some(const int8_t *p, int64_t n) {
+    int8_t all[32] = {};
+    for (int64_t i = 0; i < n; i++) all[i] = p[i];
+    return i_load_i8_i16(all);
+}
+/* acc + the dot products of pairs of 16-bit numbers, lane by lane. */
+inline I i_dot_s16(I acc, I x, I y) {
+    return {_mm256_add_epi32(acc.a, _mm256_madd_epi16(x.a, y.a)), _mm256_add_epi32(acc.b, _mm256_madd_epi16(x.b, y.b))};
+}
+inline void transpose_8(__m256 *r) {
+    __m256 t[8];
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    __m256 u[8];
+    for (int i = 0; i < 8; i += 4) {
+        for (int j = 0; j < 2; j++) {
+            u[i + 2 * j] = _mm256_shuffle_ps(t[i + j], t[i + j + 2], 0x44);
+            u[i + 2 * j + 1] = _mm256_shuffle_ps(t[i + j], t[i + j + 2], 0xee);
+        }
+    }
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
+        r[i + 4] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
+    }
+}
+/* out[j * step + i] = rows[i][j]: the transposed 16 x 16. */
+inline void f_store_transposed(float *out, int64_t step, const F *rows) {
+    for (int half = 0; half < 2; half++) {
+        __m256 r[8];
+        for (int i = 0; i < 8; i++) r[i] = rows[8 * half + i].a;
+        transpose_8(r);
+        for (int i = 0; i < 8; i++) _mm256_storeu_ps(out + i * step + 8 * half, r[i]);
+        for (int i = 0; i < 8; i++) r[i] = rows[8 * half + i].b;
+        transpose_8(r);
+        for (int i = 0; i < 8; i++) _mm256_storeu_ps(out + (8 + i) * step + 8 * half, r[i]);
+    }
+}
+inline __m256 sums_of_8(const F *rows) {
+    __m256 r[8];
+    for (int i = 0; i < 8; i++) r[i] = _mm256_add_ps(rows[i].a, rows[i].b);
+    const __m256 low = _mm256_hadd_ps(_mm256_hadd_ps(r[0], r[1]), _mm256_hadd_ps(r[2], r[3]));
+    const __m256 high = _mm256_hadd_ps(_mm256_hadd_ps(r[4], r[5]), _mm256_hadd_ps(r[6], r[7]));
+    return _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
+}
+/* Lane i: the sum of the lanes of rows[i]. */
+inline F f_sums(const F *rows) { return {sums_of_8(rows), sums_of_8(rows + 8)}; }
+
 #endif
 
 /* The same four bytes in all lanes. */
@@ -259,5 +434,9 @@ inline I i_four(const int8_t *p) {
     __builtin_memcpy(&four, p, 4);
     return i_set(four);
 }
+/* One number as fp16, half to even, and back. */
+inline uint16_t f16_from_float(float x) { return static_cast<uint16_t>(_cvtss_sh(x, 0)); }
+inline float float_from_f16(uint16_t x) { return _cvtsh_ss(x); }
+inline void prefetch(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T0); }
 
 }  // namespace

@@ -1,0 +1,163 @@
+/* Paged attention of one layer: which thread computes what. The arithmetic is in attention_body.h.
+ *
+ * Spans of few queries (decoding, speculation) take one phase: a task is one kv head and one part of the context; it
+ * writes those of the span's own positions that lie in its part, and then reads the part. Parts are cut at fixed
+ * positions, so that a row's result depends on no other row, and whoever finishes the last part of a head merges all,
+ * in order. Longer spans (prompts) are written by all threads first, then cut in blocks of rows. */
+#include <atomic>
+#include <cstdlib>
+#include <new>
+
+#include "attention.h"
+#include "kernels.h"
+#include "threads.h"
+
+namespace {
+
+struct Item {
+    AttendTask task;
+    int64_t parts, part;
+    float *partials;  // of all parts of this task
+    int64_t counter;  // which of the counters below
+};
+
+/* Memory that calls share: it grows and stays. Calls come from one thread at a time. */
+struct Workspace {
+    Item *items = nullptr;
+    float *partials = nullptr;
+    std::atomic<int32_t> *counters = nullptr;
+    int64_t max_items = 0, max_partials = 0, max_counters = 0;
+};
+Workspace space;
+
+template <class T>
+void reserve(T **memory, int64_t *most, int64_t wanted) {
+    if (wanted <= *most) return;
+    std::free(*memory);
+    const size_t bytes = (static_cast<size_t>(wanted) * sizeof(T) * 5 / 4 + 127) / 64 * 64;
+    *memory = static_cast<T *>(std::aligned_alloc(64, bytes));
+    if (!*memory) std::abort();
+    *most = wanted;
+}
+
+int64_t rows_of(const kq_span *span) { return span->stop - span->start; }
+
+bool is_short(const kq_cache *cache, const kq_span *span) {
+    return rows_of(span) * heads_per_key(cache) <= kFewQueries || rows_of(span) == 1;
+}
+
+int64_t rows_a_block(const kq_cache *cache) {
+    const int64_t rows = kRowBlock / heads_per_key(cache);
+    return rows < 1 ? 1 : rows;
+}
+
+struct Plan {
+    const AttendArgs *args;
+    int64_t items, partials, counters;  // how many so far
+    bool counting;                      // the first pass only counts
+};
+
+void add(Plan *plan, const Item &item) {
+    if (!plan->counting) space.items[plan->items] = item;
+    plan->items++;
+}
+
+void plan_short(Plan *plan, const kq_span *span) {
+    const AttendArgs *args = plan->args;
+    const kq_cache *cache = args->cache;
+    const int64_t begin = oldest_seen(span->start, args->window), first_part = begin / kPart;
+    const int64_t parts = (span->stop - 1) / kPart - first_part + 1;
+    Item item{};
+    item.task = {span, 0, 0, rows_of(span), 0, 0, true, nullptr};
+    item.parts = parts;
+    const int64_t floats = task_floats(cache, &item.task);
+    for (int64_t part = 0; part < parts; part++) {
+        for (int64_t head = 0; head < cache->num_kv_heads; head++) {
+            const int64_t cut = (first_part + part) * kPart;
+            item.part = part;
+            item.task.head = head;
+            item.task.begin = begin > cut ? begin : cut;
+            item.task.end = span->stop < cut + kPart ? span->stop : cut + kPart;
+            if (parts > 1) {
+                item.partials = space.partials + plan->partials + head * parts * floats;
+                item.task.partial = item.partials + part * floats;
+                item.counter = plan->counters + head;
+            }
+            add(plan, item);
+        }
+    }
+    if (parts > 1) {
+        plan->partials += cache->num_kv_heads * parts * floats;
+        plan->counters += cache->num_kv_heads;
+    }
+}
+
+/* Later rows see more: they come first, so that no large piece is left for the end. */
+void plan_long(Plan *plan, const kq_span *span) {
+    const AttendArgs *args = plan->args;
+    const int64_t step = rows_a_block(args->cache), rows = rows_of(span);
+    for (int64_t first = (rows - 1) / step * step; first >= 0; first -= step) {
+        const int64_t last = first + step < rows ? first + step : rows;
+        for (int64_t head = 0; head < args->cache->num_kv_heads; head++) {
+            Item item{};
+            item.parts = 1;
+            item.task = {span, head, first, last, oldest_seen(span->start + first, args->window), span->start + last,
+                         false, nullptr};
+            add(plan, item);
+        }
+    }
+}
+
+void make_plan(Plan *plan) {
+    const kq_places *places = plan->args->places;
+    plan->items = plan->partials = plan->counters = 0;
+    for (int64_t i = 0; i < places->num_spans; i++)
+        if (!is_short(plan->args->cache, &places->spans[i])) plan_long(plan, &places->spans[i]);
+    for (int64_t i = 0; i < places->num_spans; i++)
+        if (is_short(plan->args->cache, &places->spans[i])) plan_short(plan, &places->spans[i]);
+}
+
+void run_items(void *context, int64_t first, int64_t last, int, void *scratch) {
+    const auto *args = static_cast<const AttendArgs *>(context);
+    const Kernels *kernels = active_kernels();
+    for (int64_t i = first; i < last; i++) {
+        const Item *item = &space.items[i];
+        kernels->attend(args, &item->task, scratch);
+        if (item->parts == 1) continue;
+        if (space.counters[item->counter].fetch_add(1, std::memory_order_acq_rel) == item->parts - 1)
+            kernels->merge(args, &item->task, item->partials, item->parts);
+    }
+}
+
+struct Writes {
+    const AttendArgs *args;
+    const kq_span *span;
+};
+
+void run_writes(void *context, int64_t first, int64_t last, int, void *scratch) {
+    const auto *writes = static_cast<const Writes *>(context);
+    for (int64_t head = 0; head < writes->args->cache->num_kv_heads; head++)
+        active_kernels()->write(writes->args, writes->span, head, writes->span->start + first,
+                                writes->span->start + last, scratch);
+}
+
+}  // namespace
+
+KQ_API void kq_attention(const kq_cache *cache, const kq_places *places, const float *qkv, const float *q_norm,
+                         const float *k_norm, float eps, int32_t window, float *out) {
+    AttendArgs args = {cache, places, qkv, q_norm, k_norm, eps, window, out};
+    Plan plan = {&args, 0, 0, 0, true};
+    make_plan(&plan);
+    reserve(&space.items, &space.max_items, plan.items);
+    reserve(&space.partials, &space.max_partials, plan.partials);
+    reserve(&space.counters, &space.max_counters, plan.counters);
+    for (int64_t i = 0; i < plan.counters; i++) new (&space.counters[i]) std::atomic<int32_t>(0);
+    plan.counting = false;
+    make_plan(&plan);
+    for (int64_t i = 0; i < places->num_spans; i++) {
+        if (is_short(cache, &places->spans[i])) continue;
+        Writes writes = {&args, &places->spans[i]};
+        parallel_for(rows_of(&places->spans[i]), 16, run_writes, &writes);
+    }
+    parallel_for(plan.items, 1, run_items, &args);
+}
