@@ -91,7 +91,6 @@ inline void i_store_i8(int8_t *p, I a) {  // saturates
     _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm512_cvtsepi32_epi8(a.v));
 }
 inline F f_gather(const float *base, const int32_t *at) { return {_mm512_i32gather_ps(i_load(at).v, base, 4)}; }
-inline F f_min(F a, F b) { return {_mm512_min_ps(a.v, b.v)}; }
 
 /* exp, about one unit in the last place; 0 below -87.3. */
 inline F f_exp(F x) {
@@ -342,7 +341,6 @@ inline F f_gather(const float *base, const int32_t *at) {
     const I i = i_load(at);
     return {_mm256_i32gather_ps(base, i.a, 4), _mm256_i32gather_ps(base, i.b, 4)};
 }
-inline F f_min(F x, F y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
 
 inline __m256 exp_half(__m256 x) {
     const __m256 in = _mm256_max_ps(_mm256_min_ps(x, _mm256_set1_ps(88.3f)), _mm256_set1_ps(kExpLowest));
