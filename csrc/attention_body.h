@@ -121,7 +121,7 @@ F load_8(const void *p, int64_t at) {
     return f_load_some(static_cast<const float *>(p) + at, 8);
 }
 template <int Kind>
-constexpr int64_t kBytes = Kind == KQ_CACHE_BF16 ? 2 : Kind == KQ_CACHE_INT8 ? 1 : 4;
+constexpr int64_t kItemBytes = Kind == KQ_CACHE_BF16 ? 2 : Kind == KQ_CACHE_INT8 ? 1 : 4;
 
 /* One head of one token, x [padded to 16 with zeros], into place `at` (in heads) of a cache tensor. */
 void write_head(const kq_cache *cache, const float *x, void *into, void *scales, int64_t at) {
@@ -189,7 +189,7 @@ void score_group(const kq_cache *cache, int64_t head, int64_t slot, const float 
     const int64_t dim = cache->head_dim, step = cache->num_kv_heads * dim;
     F sums[M][kGroup];
     for (int64_t t = 0; t < kGroup; t++) {
-        const char *key = static_cast<const char *>(cache->keys) + ((slot + t) * step + head * dim) * kBytes<Kind>;
+        const char *key = static_cast<const char *>(cache->keys) + ((slot + t) * step + head * dim) * kItemBytes<Kind>;
         F acc[M];
         for (int m = 0; m < M; m++) acc[m] = f_zero();
         int64_t d = 0;
@@ -245,8 +245,8 @@ void mix_columns(const kq_cache *cache, const AttendTask *task, int64_t first, i
     for (int64_t at = lo; at < hi;) {
         const int64_t end = at / kGroup * kGroup + kGroup < hi ? at / kGroup * kGroup + kGroup : hi;
         const char *value = static_cast<const char *>(cache->values) +
-                            (slot_of(cache, task->span, at) * step + task->head * dim + d) * kBytes<Kind>;
-        for (; at < end; at++, value += step * kBytes<Kind>) {
+                            (slot_of(cache, task->span, at) * step + task->head * dim + d) * kItemBytes<Kind>;
+        for (; at < end; at++, value += step * kItemBytes<Kind>) {
             F v[C];
             for (int c = 0; c < C; c++)
                 v[c] = C == 1 && d + 16 > dim ? load_8<Kind>(value, 0) : load_16<Kind>(value, 16 * c);
