@@ -7,7 +7,8 @@ if TYPE_CHECKING:
     from .convert import convert_checkpoint
     from .generation import GenerationDefaults
     from .hub import bundled, download, resolve
-    from .reader import Checkpoint, load_model, open_checkpoint
+    from .load import load_dense, load_model
+    from .reader import Checkpoint, open_checkpoint
     from .writer import save_checkpoint
 
 # Finding and fetching a model needs no torch, reading it does: each name is looked up when it is first used.
@@ -17,7 +18,8 @@ _HOME = {
     "bundled": "hub",
     "convert_checkpoint": "convert",
     "download": "hub",
-    "load_model": "reader",
+    "load_dense": "load",
+    "load_model": "load",
     "open_checkpoint": "reader",
     "resolve": "hub",
     "save_checkpoint": "writer",
@@ -29,6 +31,7 @@ __all__ = [
     "bundled",
     "convert_checkpoint",
     "download",
+    "load_dense",
     "load_model",
     "open_checkpoint",
     "resolve",

@@ -9,7 +9,8 @@ from kiloq.errors import CheckpointError
 from kiloq.model import ModelConfig
 from kiloq.model.config import Family
 
-from .reader import Checkpoint, load_model
+from .load import load_dense
+from .reader import Checkpoint
 from .writer import refuse_existing, save_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ def convert_checkpoint(checkpoint: Checkpoint, folder: Path, *, family: Family, 
     generation = checkpoint.generation
     save_checkpoint(
         folder,
-        model_state=load_model(checkpoint, dtype=dtype).state_dict(),
+        model_state=load_dense(checkpoint, dtype=dtype).state_dict(),
         config=config,
         tokenizer=checkpoint.tokenizer,
         generation=replace(generation, max_window=min(generation.max_window, config.max_length)),

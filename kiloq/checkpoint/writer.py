@@ -20,7 +20,7 @@ from .fast_tokenizer import chatml_template, write_fast_tokenizer
 from .files import write_json
 from .generation import GenerationDefaults
 from .names import Part, parts
-from .reader import empty_model, parameter_shapes
+from .weights import empty_model, parameter_shapes
 
 
 def save_checkpoint(

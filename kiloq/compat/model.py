@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kiloq.checkpoint import save_checkpoint
 from kiloq.engine import LLM, SamplingParams
-from kiloq.engine.llm import Choice, Piece
+from kiloq.engine.results import Choice, Piece
 from kiloq.errors import KiloqError, RequestError
 
 from .arguments import Device, WithoutEffect, check_names, device_of, dtype_of
@@ -59,7 +59,7 @@ class CausalLM:
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
+        return self.llm.dtype
 
     def parameters(self) -> Iterator[nn.Parameter]:
         return self.llm.model.parameters()

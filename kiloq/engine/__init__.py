@@ -8,17 +8,18 @@ from .params import SamplingParams
 if TYPE_CHECKING:
     from .engine import Engine, EngineConfig
     from .events import Event, Usage
-    from .llm import LLM, Choice, Piece, Result
+    from .llm import LLM
+    from .results import Choice, Piece, Result
 
 # Parameters are read by doors that must start without torch; the rest is looked up when it is first used.
 _HOME = {
     "LLM": "llm",
-    "Choice": "llm",
+    "Choice": "results",
     "Engine": "engine",
     "EngineConfig": "engine",
     "Event": "events",
-    "Piece": "llm",
-    "Result": "llm",
+    "Piece": "results",
+    "Result": "results",
     "Usage": "events",
 }
 

@@ -3,63 +3,25 @@
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import overload
+from typing import NamedTuple, overload
 
 import torch
 
 from kiloq.chat import ChatFormat, Message, Tool, chat_format_for, parse_messages, parse_tools, render, trim_history
 from kiloq.checkpoint import bundled, load_model, open_checkpoint
 from kiloq.errors import KiloqError, RequestError
+from kiloq.quant.linear import is_packed
 
 from .engine import Engine, EngineConfig
-from .events import Event, FinishReason, Usage
+from .events import Event
 from .params import SamplingParams
-from .sampler import Sampled
+from .results import Answers, Piece, Result, joined
 
 Conversation = Sequence[Message | Mapping[str, object]]
 Tools = Sequence[Tool | Mapping[str, object]]
 Prompt = tuple[Sequence[int], SamplingParams]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Choice:
-    """One answer. `token_ids` and `text` are without the token or string that ended it; `stop_id` names the token."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason
-    stop_id: int | None
-    logprobs: tuple[Sampled, ...] | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Result:
-    """All answers to one prompt."""
-
-    prompt_ids: tuple[int, ...]
-    choices: tuple[Choice, ...]
-    usage: Usage
-
-    @property
-    def text(self) -> str:
-        """The first answer."""
-        return self.choices[0].text
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Piece:
-    """The next part of answer `index`; the last one of an answer has its reason, the last of all has the usage."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    index: int
-    logprobs: tuple[Sampled, ...] = ()
-    finish_reason: FinishReason | None = None
-    stop_id: int | None = None
-    usage: Usage | None = None
 
 
 class LLM:
@@ -74,6 +36,7 @@ class LLM:
         *,
         dtype: str = "auto",
         device: str = "auto",
+        quantization: str | None = None,
         kv_dtype: str = "auto",
         max_context: int | None = None,
         kv_memory: int | None = None,
@@ -90,7 +53,9 @@ class LLM:
         self.config = checkpoint.config
         self.tokenizer = checkpoint.tokenizer
         self.generation = checkpoint.generation
-        self.model = load_model(checkpoint, dtype=dtype, device=device)
+        self._load = partial(load_model, checkpoint, quantization=quantization)
+        self._place = _Place(dtype, torch.device(device))
+        self.model = self._load(dtype=dtype, device=device)
         self.engine = self._new_engine()
         self._readers: dict[str, Callable[[Event], None]] = {}  # who waits for which request
 
@@ -98,6 +63,11 @@ class LLM:
     def format(self) -> ChatFormat:
         """How conversations are laid out; CheckpointError for a model whose template is not ChatML."""
         return chat_format_for(self.config.family, self.folder)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that the weights stand for; packed ones compute in fp32 whatever theirs."""
+        return torch.bfloat16 if is_packed(self.model) else next(self.model.parameters()).dtype
 
     def generate(
         self, prompts: str | Sequence[str] | Sequence[Sequence[int]], params: SamplingParams | None = None
@@ -162,24 +132,34 @@ class LLM:
         return rendered.ids, params
 
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
-        """Move or convert the model in place. Its cache is emptied."""
+        """Load the checkpoint again for another device or type. The cache is emptied."""
         if self._readers:
             raise RequestError("an answer is being made; read it to its end or close it before the model moves.")
-        self.model.to(device=device, dtype=dtype)
-        del self.engine  # its cache may stand where the next one will
-        torch.cuda.empty_cache()  # the next one is as large as what the device reports as free allows
-        self.engine = self._new_engine()
+        before = self._place
+        place = _Place(dtype or before.dtype, device or before.device)
+        if place == before:
+            return
+        del self.engine, self.model  # what comes may stand where they are
+        torch.cuda.empty_cache()  # the next cache is as large as what the device reports as free allows
+        try:
+            self.model = self._load(dtype=place.dtype, device=place.device)
+            self._place = place
+        except KiloqError:
+            self.model = self._load(dtype=before.dtype, device=before.device)
+            raise
+        finally:
+            self.engine = self._new_engine()
 
     def as_completed(self, prompts: Iterable[Prompt]) -> Iterator[tuple[int, Result | KiloqError]]:
         """Answer many prompts; each one's number and its result, or why it has none, in the order they finish."""
         coming = enumerate(prompts)
-        running: dict[str, _Answers] = {}
+        running: dict[str, Answers] = {}
         try:
             while True:
                 # Enough to keep the engine busy, and not all of a file that may be long; a refused one takes no place.
                 while len(running) < 4 * self.engine.max_batch and (one := next(coming, None)) is not None:
                     number, (prompt_ids, params) = one
-                    answers = _Answers(number, tuple(prompt_ids), params)
+                    answers = Answers(number, tuple(prompt_ids), params)
                     try:
                         running[self._open(answers.prompt_ids, params, answers.add)] = answers
                     except RequestError as error:
@@ -234,7 +214,7 @@ class LLM:
                 waiting = held.setdefault(event.index, [])
                 waiting.append(event)
                 if event.text or event.finish_reason:
-                    yield _piece(held.pop(event.index))
+                    yield joined(held.pop(event.index))
         finally:
             self._close(request_id)
 
@@ -256,44 +236,8 @@ class LLM:
                 reader(event)
 
 
-class _Answers:
-    """The events of one request, until it has its outcome."""
+class _Place(NamedTuple):
+    """How a checkpoint was asked to be loaded."""
 
-    def __init__(self, number: int, prompt_ids: tuple[int, ...], params: SamplingParams) -> None:
-        self.number = number
-        self.prompt_ids = prompt_ids
-        self.outcome: Result | KiloqError | None = None
-        self._with_logprobs = params.logprobs is not None
-        self._events: list[list[Event]] = [[] for _ in range(params.n)]
-
-    def add(self, event: Event) -> None:
-        self._events[event.index].append(event)
-        if event.error is not None:
-            self.outcome = event.error
-        elif event.usage is not None:
-            choices = tuple(self._choice(_piece(events)) for events in self._events)
-            self.outcome = Result(prompt_ids=self.prompt_ids, choices=choices, usage=event.usage)
-
-    def _choice(self, whole: Piece) -> Choice:
-        assert whole.finish_reason is not None
-        return Choice(
-            text=whole.text,
-            token_ids=whole.token_ids,
-            finish_reason=whole.finish_reason,
-            stop_id=whole.stop_id,
-            logprobs=whole.logprobs if self._with_logprobs else None,
-        )
-
-
-def _piece(events: Sequence[Event]) -> Piece:
-    """Consecutive events of one answer as one."""
-    last = events[-1]
-    return Piece(
-        text="".join(event.text for event in events),
-        token_ids=tuple(token_id for event in events for token_id in event.token_ids),
-        index=last.index,
-        logprobs=tuple(one for event in events for one in event.logprobs),
-        finish_reason=last.finish_reason,
-        stop_id=last.stop_id,
-        usage=last.usage,
-    )
+    dtype: str | torch.dtype
+    device: torch.device

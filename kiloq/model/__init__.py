@@ -3,15 +3,17 @@
 from .attend import Attend, PackedAttend
 from .config import ModelConfig, RopeConfig
 from .rope import Rotation, ntk_alpha
-from .transformer import LinearFactory, Transformer
+from .transformer import EmbeddingFactory, LinearFactory, TokenTable, Transformer
 
 __all__ = [
     "Attend",
+    "EmbeddingFactory",
     "LinearFactory",
     "ModelConfig",
     "PackedAttend",
     "RopeConfig",
     "Rotation",
+    "TokenTable",
     "Transformer",
     "ntk_alpha",
 ]

@@ -6,6 +6,7 @@ Tokens lie flat, [T], sequences end to end; how they see each other is handed in
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -22,22 +23,38 @@ LinearFactory = Callable[[str, int, int, bool], nn.Module]
 """(name in the model, in features, out features, has bias) -> the module that multiplies."""
 
 
+class TokenTable(Protocol):
+    """One row of a matrix per token id: an embedding, and the head of a model that ties the two."""
+
+    def __call__(self, ids: Tensor) -> Tensor: ...  # [T] -> [T, hidden_size]
+
+    def project(self, hidden: Tensor) -> Tensor: ...  # [T, hidden_size] -> [T, rows]
+
+
+EmbeddingFactory = Callable[[str, int, int], TokenTable]
+"""(name in the model, rows, columns) -> the table."""
+
+
 class Transformer(nn.Module):
     """A decoder-only Transformer: ids [T] -> hidden states [T, hidden_size] -> logits.
 
-    `linear` makes the weight matrices; quantised and adapted models pass their own. Weights are unset until
-    `init_weights` or the checkpoint reader fills them.
+    `linear` and `embedding` make the weight matrices; quantised and adapted models pass their own. Weights are unset
+    until `init_weights` or the checkpoint reader fills them.
     """
 
-    def __init__(self, config: ModelConfig, *, linear: LinearFactory | None = None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        linear: LinearFactory | None = None,
+        embedding: EmbeddingFactory | None = None,
+    ) -> None:
         super().__init__()
         make = linear or _dense
         self.config = config
         self.checkpointing = False  # recompute each block in the backward pass: less memory, a third more time
         self.rope = Rope(config)
-        self.embed = nn.Embedding(
-            config.vocab_size, config.hidden_size, _weight=torch.empty(config.vocab_size, config.hidden_size)
-        )
+        self.embed = (embedding or Embedding)("embed", config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config, layer, make) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         # Hidden states [N, hidden_size] -> logits [N, vocab_size].
@@ -153,15 +170,25 @@ class RMSNorm(nn.Module):
         return ops.rms_norm(x, self.weight, self.eps)
 
 
+class Embedding(nn.Embedding):
+    """The rows of the vocabulary; waits to be filled."""
+
+    def __init__(self, name: str, rows: int, columns: int) -> None:
+        super().__init__(rows, columns, _weight=torch.empty(rows, columns))
+
+    def project(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.weight)
+
+
 class TiedHead(nn.Module):
     """The embedding read backwards; owns no weights, so that the tied matrix is saved, moved and counted once."""
 
-    def __init__(self, embed: nn.Embedding) -> None:
+    def __init__(self, embed: TokenTable) -> None:
         super().__init__()
         self.owner = (embed,)  # in a tuple, out of sight of nn.Module's registration
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.owner[0].weight)
+        return self.owner[0].project(hidden)
 
 
 class Linear(nn.Linear):

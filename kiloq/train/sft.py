@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from kiloq.chat import chat_format_for
-from kiloq.checkpoint import Checkpoint, GenerationDefaults, load_model, open_checkpoint
+from kiloq.checkpoint import Checkpoint, GenerationDefaults, load_dense, open_checkpoint
 from kiloq.errors import DataError
 
 from .conversations import read_conversations, refuse_faults
@@ -90,7 +90,7 @@ def sft(config: SftConfig) -> Outcome:
         step_tokens=config.batch.step_tokens,
     )
     changes = claim_folder(folder, to_toml(config))
-    model = load_model(checkpoint, dtype=torch.float32)
+    model = load_dense(checkpoint, dtype=torch.float32)
     trainer = Trainer(
         model,
         stream,

@@ -252,8 +252,7 @@ class Trainer:
 
 def head_weight(model: Transformer) -> Tensor:
     """The matrix behind `model.head`: its own, or the embedding's."""
-    weight: Tensor = model.embed.weight if model.config.tie_embeddings else model.get_parameter("head.weight")
-    return weight
+    return model.get_parameter("embed.weight" if model.config.tie_embeddings else "head.weight")
 
 
 def choose_device(name: str) -> str:

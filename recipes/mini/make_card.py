@@ -20,7 +20,7 @@ from minigen.react import tool
 from ngram import Trigram
 
 from kiloq import LLM, SamplingParams
-from kiloq.checkpoint import load_model, open_checkpoint
+from kiloq.checkpoint import load_dense, open_checkpoint
 from kiloq.model import Transformer
 from kiloq.tokenizer import Tokenizer
 
@@ -46,7 +46,7 @@ def main() -> None:
 def perplexity(run: Path, models: Path, record: Path) -> None:
     """The base model against a trigram model trained on the same documents, per language and kind of text."""
     checkpoint = open_checkpoint(models / "kiloq-mini")
-    tokenizer, model = checkpoint.tokenizer, load_model(checkpoint, dtype="float32")
+    tokenizer, model = checkpoint.tokenizer, load_dense(checkpoint, dtype="float32")
     documents = [document(row, tokenizer) for lang in LANGUAGES for row in json_rows(run / f"train.{lang}.jsonl")]
     baseline = Trigram(documents, tokenizer.size)
     scores: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from kiloq.chat.chatml import QWEN1, chat_format_for, render
 from kiloq.chat.messages import Message
-from kiloq.checkpoint import convert_checkpoint, load_model, open_checkpoint
+from kiloq.checkpoint import convert_checkpoint, load_dense, open_checkpoint
 from kiloq.checkpoint.fast_tokenizer import chatml_template, write_fast_tokenizer
 from kiloq.errors import CheckpointError
 from kiloq.model import Transformer
@@ -37,8 +37,8 @@ def test_logits_ids_and_stops_stay_the_same(write: Write, tmp_path: Path, caplog
     assert not list((tmp_path / "out").glob("*.tiktoken"))
 
     ids = torch.randint(0, source.tokenizer.size, (64,), generator=torch.Generator().manual_seed(3))
-    expected = load_model(source).logits(ids)
-    assert torch.equal(load_model(out).logits(ids), expected)
+    expected = load_dense(source).logits(ids)
+    assert torch.equal(load_dense(out).logits(ids), expected)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     with torch.no_grad():
         assert torch.allclose(theirs(ids[None]).logits[0], expected, atol=1e-5, rtol=0)

@@ -8,7 +8,7 @@ import pytest
 import transformers
 
 from kiloq.checkpoint.names import is_harmless, layer_of, parts
-from kiloq.checkpoint.reader import empty_model, parameter_shapes
+from kiloq.checkpoint.weights import empty_model, parameter_shapes
 from kiloq.model import ModelConfig
 from kiloq.model.config import Family
 

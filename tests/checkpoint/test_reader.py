@@ -14,7 +14,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from kiloq.checkpoint import load_model, open_checkpoint
+from kiloq.checkpoint import load_dense, open_checkpoint
 from kiloq.errors import CheckpointError, ConfigError
 from kiloq.model import ModelConfig, Transformer
 from kiloq.model.config import Family
@@ -32,7 +32,7 @@ def equal(ours: Transformer, theirs: Transformer) -> bool:
 
 
 def load(folder: Path, dtype: str = "auto") -> Transformer:
-    return load_model(open_checkpoint(folder), dtype=dtype)
+    return load_dense(open_checkpoint(folder), dtype=dtype)
 
 
 def edit_json(path: Path, **changes: object) -> None:
@@ -372,8 +372,8 @@ def test_code_beside_the_weights_is_never_imported(write: Write) -> None:
 MEASURE = """
 import os, sys
 from pathlib import Path
-from kiloq.checkpoint import load_model, open_checkpoint
-from kiloq.checkpoint.reader import empty_model
+from kiloq.checkpoint import load_dense, open_checkpoint
+from kiloq.checkpoint.weights import empty_model
 
 def memory(word):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(word))
@@ -385,7 +385,7 @@ for folder in sys.argv[1:]:
         if os.fork() == 0:  # each load in a fresh child, so that none finds memory which another left behind
             Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
             before = memory("VmRSS")
-            model = load_model(checkpoint, dtype=dtype)
+            model = load_dense(checkpoint, dtype=dtype)
             print(memory("VmHWM") - before, sum(p.nbytes for p in model.parameters()), flush=True)
             os._exit(0)
         os.wait()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kiloq.checkpoint import load_model, open_checkpoint
+from kiloq.checkpoint import load_dense, open_checkpoint
 from kiloq.errors import ConfigError, DataError
 from kiloq.train.optim import OptimConfig
 from kiloq.train.pretrain import PretrainConfig, ShapeConfig, TextSource, pretrain
@@ -47,7 +47,7 @@ def test_a_finished_run_leaves_a_checkpoint_of_qwen_v1(config: PretrainConfig) -
     assert checkpoint.config.family == "qwen"
     assert checkpoint.generation.stop_ids == (checkpoint.tokenizer.end_of_text_id,)
     trained = torch.load(Path(config.out) / "state.pt", weights_only=True)["model"]
-    model = load_model(checkpoint)
+    model = load_dense(checkpoint)
     assert all(torch.equal(value, trained[name].bfloat16()) for name, value in model.state_dict().items())
 
 

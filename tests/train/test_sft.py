@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kiloq.chat import Message, chat_format_for, render
-from kiloq.checkpoint import GenerationDefaults, load_model, open_checkpoint
+from kiloq.checkpoint import GenerationDefaults, load_dense, open_checkpoint
 from kiloq.errors import DataError
 from kiloq.model import Transformer
 from kiloq.tokenizer import Tokenizer
@@ -51,7 +51,7 @@ def log_of(config: SftConfig) -> list[dict[str, float]]:
 def answer_of(folder: Path, question: str) -> str:
     """Greedy, by recomputing everything for each token."""
     checkpoint = open_checkpoint(folder)
-    model = load_model(checkpoint, dtype=torch.float32)
+    model = load_dense(checkpoint, dtype=torch.float32)
     fmt = chat_format_for(checkpoint.config.family, checkpoint.folder)
     ids = render([Message(role="user", content=question)], checkpoint.tokenizer, fmt).ids
     answer: list[int] = []

@@ -1,0 +1,123 @@
+"""The weights of a checkpoint under our names, compared with its configuration before any memory is spent.
+
+Knows files and names, not what a model does with the values.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kiloq.errors import CheckpointError
+from kiloq.model import ModelConfig, Transformer
+
+from .files import StoredTensor, find_tensors, read_tensor
+from .names import Part, is_harmless, layer_of, parts
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Weights:
+    """Our parameters of one checkpoint folder; each is read when it is asked for, and not kept."""
+
+    def __init__(self, folder: Path, config: ModelConfig) -> None:
+        self.folder = folder
+        self.config = config
+        self.stored = find_tensors(folder)
+        self.shapes = parameter_shapes(empty_model(config))
+        wanted = list(parts(config, self.shapes))
+        _check(self, wanted)
+        self._parts: dict[str, list[Part]] = {name: [] for name in self.shapes}
+        for part in wanted:
+            self._parts[part.parameter].append(part)
+        self._wanted = wanted
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that the weights are stored in; where files mix types, the one config.json names."""
+        kinds = {self.stored[part.tensor].dtype for part in self._wanted}
+        return DTYPES[kinds.pop() if len(kinds) == 1 else self.config.dtype]
+
+    def read(self, name: str, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> Tensor:
+        """The values of a parameter of ours, its parts on disk put together."""
+        whole = torch.empty(self.shapes[name], dtype=dtype, device=device)
+        for part in self._parts[name]:
+            whole[part.start : part.start + part.shape[0]].copy_(read_tensor(self.stored[part.tensor]))
+        return whole
+
+    def check_tied_head(self, embedding: Tensor) -> None:
+        """Some writers repeat the tied matrix. Equal is harmless; different means that config.json is wrong."""
+        if not self.config.tie_embeddings or "lm_head.weight" not in self.stored:
+            return
+        stored = self.stored["lm_head.weight"]
+        head = read_tensor(stored)
+        if head.shape != embedding.shape or not torch.equal(head.to(embedding), embedding):
+            raise CheckpointError(
+                f"{stored.file}: config.json says tie_word_embeddings is true, but lm_head.weight differs from the "
+                "embedding. Set tie_word_embeddings to false."
+            )
+
+
+def empty_model(config: ModelConfig) -> Transformer:
+    """A model on the meta device: shapes and names without memory."""
+    with torch.device("meta"):
+        return Transformer(config)
+
+
+def parameter_shapes(model: Transformer) -> dict[str, tuple[int, ...]]:
+    """Our parameter names and shapes, in the order of the network."""
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def _check(weights: Weights, wanted: Sequence[Part]) -> None:
+    folder, config, stored = weights.folder, weights.config, weights.stored
+    tied_head = {"lm_head.weight"} if config.tie_embeddings else set()
+    unknown = [name for name in stored if not is_harmless(name)]
+    unknown = sorted(set(unknown) - {part.tensor for part in wanted} - tied_head)
+    if any(name.endswith((".qweight", ".qzeros", ".scales")) for name in unknown):
+        raise CheckpointError(
+            f"{folder} holds GPTQ tensors such as {unknown[0]}; quantised checkpoints are not yet in this version. "
+            "Use the unquantised model."
+        )
+    missing = [part for part in wanted if part.tensor not in stored]
+    if missing:
+        raise CheckpointError(f"{folder}: {_explain_missing(missing[0].tensor, config, stored)}")
+    if unknown:
+        raise CheckpointError(f"{stored[unknown[0]].file}: {_explain_unknown(unknown, config)}")
+    for part in wanted:
+        tensor = stored[part.tensor]
+        if tensor.shape != part.shape:
+            raise CheckpointError(
+                f"{tensor.file}: tensor {tensor.name} has shape {list(tensor.shape)}, but config.json asks for "
+                f"{list(part.shape)}; the two do not belong together."
+            )
+        if tensor.dtype not in DTYPES:
+            raise CheckpointError(
+                f"{tensor.file}: tensor {tensor.name} is stored as {tensor.dtype}; "
+                f"kiloq reads {', '.join(DTYPES)} in this version."
+            )
+
+
+def _explain_missing(name: str, config: ModelConfig, stored: Mapping[str, StoredTensor]) -> str:
+    layers = 1 + max((layer for tensor in stored if (layer := layer_of(tensor)) is not None), default=-1)
+    if name == "lm_head.weight":
+        return (
+            "config.json says tie_word_embeddings is false, but no weight file has lm_head.weight. Set it to true if "
+            "the model shares its embedding with the output, else download the missing shard."
+        )
+    if (layer := layer_of(name)) is not None and layer >= layers:
+        return (
+            f"config.json gives the model {config.num_layers} layers, but the weights end after {layers}; "
+            f"tensor {name} is missing."
+        )
+    files = len({tensor.file for tensor in stored.values()})
+    return f"tensor {name} is in none of the {files} weight files. Is the download complete?"
+
+
+def _explain_unknown(names: Sequence[str], config: ModelConfig) -> str:
+    beyond = [name for name in names if (layer_of(name) or 0) >= config.num_layers]
+    if beyond:
+        return f"config.json gives the model {config.num_layers} layers, but there is a tensor {beyond[0]}."
+    more = f" (and {len(names) - 1:,} more)" if len(names) > 1 else ""
+    return f"tensor {names[0]}{more} is unknown in a {config.family} model; kiloq would compute without it."
