@@ -31,7 +31,7 @@ def round_int4(weight: Tensor, group_size: int) -> QuantWeight:
     codes = torch.empty(weight.shape, dtype=torch.uint8)
     scales = torch.empty(rows, columns // group_size)
     for start in range(0, rows, _ROWS):
-        groups = weight[start : start + _ROWS].float().unflatten(1, (-1, group_size))  # [R, G, group]
+        groups = weight[start : start + _ROWS].float().view(-1, columns // group_size, group_size)
         scale = (groups.abs().amax(2) / 7).half().float()
         scales[start : start + _ROWS] = scale
         whole = (groups / scale.clamp(min=1e-30)[..., None]).round().clamp(-8, 7) + 8
