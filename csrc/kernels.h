@@ -13,7 +13,8 @@ struct Activations {
     int64_t groups;        // scales a row: k / group, or 1
     const float *x;        // [rows, ldx] fp32, in the weight's column order; what KQ_BF16 multiplies
     int64_t ldx;
-    const int8_t *codes;   // [rows, k_padded]
+    // Rows code_stride(k) bytes apart (packed.h). KQ_BF16: NULL, or x as bf16, rows code_stride(2 * k_padded) apart.
+    const int8_t *codes;
     const float *scales;   // [rows, groups]
     const int32_t *sums;   // [rows, groups], sums of codes
 };
@@ -28,6 +29,9 @@ struct Kernels {
     // Rows first..last-1 of x (stride ldx) to codes, scales and sums; `order` is kq_weight.order; group 0: whole rows.
     void (*quantize)(const float *x, int64_t ldx, const int32_t *order, int64_t k, int64_t group, int64_t first,
                      int64_t last, int8_t *codes, float *scales, int32_t *sums);
+    // The same for KQ_BF16, with k padded to 64 by zeros; NULL where fp32 is multiplied.
+    void (*round)(const float *x, int64_t ldx, int64_t k, int64_t first, int64_t last, int8_t *codes);
+    int64_t round_from;  // rows from which it pays
     // Tiles first..last-1 (16 outputs each) of all rows of x. y[m * ldy + (j - 16 * first)]: y points at the first
     // tile's column; columns at or beyond w->n are not written. Bias is added; accumulate: y +=.
     void (*linear)(const kq_weight *w, const Activations *x, int64_t first, int64_t last, float *y, int64_t ldy,

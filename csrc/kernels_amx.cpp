@@ -8,6 +8,8 @@ namespace {
 /* The kernels of avx512, and those that the matrix unit does better. */
 constexpr Kernels with_tiles(Kernels kernels) {
     kernels.linear = linear_amx;
+    kernels.round = round_amx;
+    kernels.round_from = 8;
     return kernels;
 }
 }  // namespace

@@ -32,10 +32,7 @@ struct Rounding {
 
 void round_piece(void *context, int64_t first, int64_t last, int, void *) {
     const auto *job = static_cast<const Rounding *>(context);
-    const Activations *x = job->x;
-    active_kernels()->quantize(x->x, x->ldx, job->w->order, x->k, job->w->group, first, last,
-                               const_cast<int8_t *>(x->codes), const_cast<float *>(x->scales),
-                               const_cast<int32_t *>(x->sums));
+    round_rows(job->w, job->x, first, last);
 }
 
 struct Product {
@@ -49,12 +46,12 @@ struct Product {
 };
 
 /* Rows first..last-1 of x alone. */
-Activations rows_of(const Activations *x, int64_t first, int64_t last) {
+Activations rows_of(const kq_weight *w, const Activations *x, int64_t first, int64_t last) {
     Activations part = *x;
     part.rows = last - first;
     part.x += first * x->ldx;
     if (!x->codes) return part;
-    part.codes += first * x->k_padded;
+    part.codes += first * rounded_bytes(w);
     part.scales += first * x->groups;
     part.sums += first * x->groups;
     return part;
@@ -70,7 +67,7 @@ Piece piece_of(const Product *p, int64_t index) {
     const int64_t row = index / across * p->row_step, first = index % across * p->tile_step;
     const int64_t end = row + p->row_step < p->x->rows ? row + p->row_step : p->x->rows;
     const int64_t last = first + p->tile_step < p->tiles ? first + p->tile_step : p->tiles;
-    return {rows_of(p->x, row, end), row, first, last};
+    return {rows_of(p->w, p->x, row, end), row, first, last};
 }
 
 void product_piece(void *context, int64_t first, int64_t last, int, void *scratch) {
@@ -172,11 +169,26 @@ void norm_piece(void *context, int64_t first, int64_t last, int, void *) {
 
 }  // namespace
 
+bool is_rounded(const kq_weight *w, int64_t rows) {
+    const Kernels *kernels = active_kernels();
+    return w->kind != KQ_BF16 || (kernels->round && rows >= kernels->round_from);
+}
+
+int64_t rounded_bytes(const kq_weight *w) { return code_stride(w->kind == KQ_BF16 ? 2 * padded_k(w) : w->k); }
+
+void round_rows(const kq_weight *w, const Activations *x, int64_t first, int64_t last) {
+    auto *codes = const_cast<int8_t *>(x->codes);
+    if (w->kind == KQ_BF16) active_kernels()->round(x->x, x->ldx, x->k, first, last, codes);
+    else
+        active_kernels()->quantize(x->x, x->ldx, w->order, x->k, w->group, first, last, codes,
+                                   const_cast<float *>(x->scales), const_cast<int32_t *>(x->sums));
+}
+
 Activations prepare(const kq_weight *w, const float *x, int64_t ldx, int64_t rows) {
     const int64_t groups = w->group ? w->k / w->group : 1;
     Activations out{rows, w->k, padded_k(w), groups, x, ldx, nullptr, nullptr, nullptr};
-    if (w->kind == KQ_BF16) return out;
-    const int64_t codes = rows * out.k_padded, numbers = round_up(rows * out.groups * 4, 64);
+    if (!is_rounded(w, rows)) return out;
+    const int64_t codes = rows * rounded_bytes(w), numbers = round_up(rows * out.groups * 4, 64);
     auto *memory = static_cast<int8_t *>(take_arena(codes + 2 * numbers));
     out.codes = memory;
     out.scales = reinterpret_cast<float *>(memory + codes);

@@ -142,17 +142,17 @@ void row_block(const Panel &p, int64_t row, int64_t rows, int64_t from, int64_t 
     }
 }
 
-/* fp32 rows to bf16, zero beyond k: what the unit multiplies for KQ_BF16. out: [rows][kBlock + 32]. */
-inline void round_block(const Activations *x, int64_t row, int64_t rows, int64_t from, int64_t to, uint16_t *out,
-                        int64_t stride) {
-    for (int64_t r = 0; r < rows; r++) {
-        const float *in = x->x + (row + r) * x->ldx;
-        for (int64_t i = from; i < to; i += 32) {
-            const int64_t low = x->k - i, high = low - 16;
-            uint16_t *place = out + r * stride + i - from;
-            if (high >= 16) store_bf16(place, f_load(in + i), f_load(in + i + 16));
+/* fp32 rows to bf16, half to even, zero beyond k. */
+void round_amx(const float *x, int64_t ldx, int64_t k, int64_t first, int64_t last, int8_t *codes) {
+    const int64_t padded = round_up(k, 64), stride = code_stride(2 * padded);
+    for (int64_t r = first; r < last; r++) {
+        const float *in = x + r * ldx;
+        auto *out = reinterpret_cast<uint16_t *>(codes + r * stride);
+        for (int64_t i = 0; i < padded; i += 32) {
+            const int64_t low = k - i, high = low - 16;
+            if (high >= 16) store_bf16(out + i, f_load(in + i), f_load(in + i + 16));
             else
-                store_bf16(place, low >= 16 ? f_load(in + i) : low > 0 ? f_load_some(in + i, low) : f_zero(),
+                store_bf16(out + i, low >= 16 ? f_load(in + i) : low > 0 ? f_load_some(in + i, low) : f_zero(),
                            high > 0 ? f_load_some(in + i + 16, high) : f_zero());
         }
     }
@@ -168,13 +168,8 @@ void panel_whole(const Panel &p) {
             const int64_t row = p.first_row + done, rows = p.rows - done < 32 ? p.rows - done : 32;
             if (rows != shape) tile_shapes(rows < 16 ? rows : 16, rows < 16 ? 0 : rows - 16, 16);
             shape = rows;
-            const uint8_t *a = reinterpret_cast<const uint8_t *>(p.x->codes + row * p.x->k_padded + from);
-            int64_t stride = p.x->k_padded;
-            if (kDot == kBf16) {
-                round_block(p.x, row, rows, from, to, reinterpret_cast<uint16_t *>(p.scratch), kBlock + 32);
-                a = p.scratch;
-                stride = 2 * (kBlock + 32);
-            }
+            const int64_t stride = kDot == kBf16 ? code_stride(2 * k) : code_stride(p.x->k);
+            const auto *a = reinterpret_cast<const uint8_t *>(p.x->codes + row * stride + (kDot == kBf16 ? 2 : 1) * from);
             if (rows > 16) row_block<kDot, true>(p, row, rows, from, to, a, stride);
             else row_block<kDot, false>(p, row, rows, from, to, a, stride);
         }
@@ -213,7 +208,7 @@ inline void add_group(const Panel &p, int64_t row, int64_t rows, int64_t tile, i
 template <bool kBottom>
 void row_block_int4(const Panel &p, int64_t row, int64_t rows, int64_t from, int64_t to, const uint8_t *unpacked,
                     uint8_t *dots) {
-    const int64_t group = p.w->group, stride = p.x->k_padded, depth = group < 64 ? group : 64;
+    const int64_t group = p.w->group, stride = code_stride(p.x->k), depth = group < 64 ? group : 64;
     const int64_t end = to < p.w->k ? to : p.w->k;
     for (int64_t tile = p.first; tile < p.last; tile += 2) {
         float *sums = reinterpret_cast<float *>(results_of(p, row, tile));
@@ -255,7 +250,7 @@ void panel_int4(const Panel &p) {
 
 void linear_amx(const kq_weight *w, const Activations *x, int64_t first, int64_t last, float *y, int64_t ldy,
                 int32_t accumulate, void *scratch) {
-    if (x->rows < 4) return linear_tiles(w, x, first, last, y, ldy, accumulate, scratch);
+    if (x->rows < 4 || !x->codes) return linear_tiles(w, x, first, last, y, ldy, accumulate, scratch);
     auto *memory = static_cast<uint8_t *>(scratch);
     constexpr int64_t kResultBytes = kPanelRows * kPanelTiles * kTile * 4;
     for (int64_t tile = first; tile < last; tile += kPanelTiles) {

@@ -44,10 +44,10 @@ float quantize_span(const float *x, const int32_t *order, const float *base, int
 
 void quantize_rows(const float *x, int64_t ldx, const int32_t *order, int64_t k, int64_t group, int64_t first,
                    int64_t last, int8_t *codes, float *scales, int32_t *sums) {
-    const int64_t k_padded = round_up(k, 64), size = group ? group : k, groups = k / size;
+    const int64_t k_padded = round_up(k, 64), stride = code_stride(k), size = group ? group : k, groups = k / size;
     for (int64_t m = first; m < last; m++) {
         const float *row = x + m * ldx;
-        int8_t *out = codes + m * k_padded;
+        int8_t *out = codes + m * stride;
         for (int64_t g = 0; g < groups; g++) {
             const int64_t at = g * size;
             scales[m * groups + g] = quantize_span(row + at, order ? order + at : nullptr, row, size, out + at,
@@ -79,7 +79,7 @@ template <int R, int T, bool FromPanel>
 void int4_block(const Block *b) {
     const kq_weight *w = b->w;
     const Activations *x = b->x;
-    const int64_t groups = x->groups, sets = num_groups(w), steps = w->group / 8, ld = x->k_padded;
+    const int64_t groups = x->groups, sets = num_groups(w), steps = w->group / 8, ld = code_stride(x->k);
     const int64_t stride = FromPanel ? padded_k(w) * kTile : tile_bytes(w);
     const uint8_t *codes = FromPanel ? b->panel : tile_codes(w, b->tile);
     const uint16_t *sw = tile_scales_f16(w, b->tile);
@@ -132,7 +132,7 @@ template <int R, int T>
 void int8_block(const Block *b) {
     const kq_weight *w = b->w;
     const Activations *x = b->x;
-    const int64_t ld = x->k_padded, stride = tile_bytes(w);
+    const int64_t ld = code_stride(x->k), stride = tile_bytes(w);
     const uint8_t *codes = tile_codes(w, b->tile);
     const int8_t *xq = x->codes + b->row * ld;
     I acc[R][T];
@@ -140,7 +140,7 @@ void int8_block(const Block *b) {
         const I start = i_set(kDotsAreSigned ? 0 : -128 * x->sums[b->row + r]);
         for (int t = 0; t < T; t++) acc[r][t] = start;
     }
-    for (int64_t v = 0; v < ld / 4; v++) {
+    for (int64_t v = 0; v < x->k_padded / 4; v++) {
         W four[T];
         for (int t = 0; t < T; t++) {
             four[t] = w_load(codes + t * stride);

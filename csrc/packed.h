@@ -13,6 +13,9 @@
 #include "kernels.h"
 
 inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+/* Bytes between two rows of `values` one-byte codes: an odd number of cache lines, or else the same column of many rows
+ * would fall in the same few sets of the first cache. */
+inline int64_t code_stride(int64_t values) { return (round_up(values, 64) / 64 | 1) * 64; }
 inline int64_t num_tiles(const kq_weight *w) { return (w->n + kTile - 1) / kTile; }
 inline int64_t padded_k(const kq_weight *w) { return round_up(w->k, 64); }
 /* Groups of a row, those of the padding included; activations have only the k / group real ones. */
