@@ -124,9 +124,10 @@ typedef struct {
     const int64_t *ids;                /* [T] */
     kq_places places;
     int64_t num_logits;
-    const int64_t *logit_rows;         /* [num_logits], rows whose logits are wanted */
+    const int64_t *logit_rows;         /* [num_logits], rows whose logits are wanted, ascending */
     float *logits;                     /* [num_logits, vocab] */
     float *hidden;                     /* [num_logits, hidden] after the final norm, or NULL */
 } kq_step;
 
+/* -1: an id or a row that the model or the step does not have; -2: no memory. Nothing was computed then. */
 KQ_API int32_t kq_run_step(const kq_model *model, const kq_step *step);

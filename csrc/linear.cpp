@@ -216,14 +216,18 @@ void multiply_swiglu(const kq_weight *w, const Activations *x, float *y, int64_t
 KQ_API void kq_linear(const kq_weight *w, const float *x, int64_t ldx, int64_t rows, float *y, int64_t ldy,
                       int32_t accumulate) {
     if (rows < 1) return;
+    begin_region();
     const Activations prepared = prepare(w, x, ldx, rows);
     multiply(w, &prepared, y, ldy, accumulate);
+    end_region();
 }
 
 KQ_API void kq_linear_swiglu(const kq_weight *w, const float *x, int64_t ldx, int64_t rows, float *y, int64_t ldy) {
     if (rows < 1) return;
+    begin_region();
     const Activations prepared = prepare(w, x, ldx, rows);
     multiply_swiglu(w, &prepared, y, ldy);
+    end_region();
 }
 
 KQ_API void kq_gather_rows(const kq_weight *w, const int64_t *ids, int64_t rows, float *out) {

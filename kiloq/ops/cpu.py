@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kiloq.errors import ConfigError
 
+from . import layout
 from .layout import KINDS, PackedWeight, QuantWeight, WeightKind
 from .structs import VERSION, Weight, declare
 
@@ -109,6 +110,8 @@ def pack(weight: QuantWeight | Tensor, bias: Tensor | None) -> PackedWeight:
         bias=None if bias is None else bias.detach().float().contiguous(),
         order=order,
     )
+    # The kernels skip the gaps between sections; equal weights shall be equal bytes.
+    packed.data[layout.codes_bytes(packed) :].zero_()
     done = _require().kq_pack(ctypes.byref(weight_struct(packed)), _at(codes), _at(scales), _at(zeros))
     assert done == 0, (kind, rows, columns, group_size)
     return packed

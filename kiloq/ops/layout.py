@@ -104,20 +104,24 @@ def pack(weight: QuantWeight | Tensor, bias: Tensor | None = None) -> PackedWeig
     )
 
 
+def codes_bytes(packed: PackedWeight) -> int:
+    """How long the first section is, the codes of all tiles."""
+    padded = -(-packed.rows // TILE) * TILE * -(-packed.columns // STEP) * STEP
+    return {"bf16": 2 * padded, "int8": padded, "int4": padded // 2}[packed.kind]
+
+
 def unpack(packed: PackedWeight) -> QuantWeight | Tensor:
     """The slow twin of kq_unpack."""
     rows, columns = packed.rows, packed.columns
-    tiles, padded = -(-rows // TILE), -(-columns // STEP) * STEP
+    tiles, padded, size = -(-rows // TILE), -(-columns // STEP) * STEP, codes_bytes(packed)
     if packed.kind == "bf16":
         values = packed.data.view(torch.bfloat16).view(tiles, padded // 2, TILE, 2)
         return values.transpose(1, 2).reshape(tiles * TILE, padded)[:rows, :columns].contiguous()
     if packed.kind == "int8":
-        size = tiles * TILE * padded
         codes = packed.data[:size].view(tiles, padded // 4, TILE, 4).transpose(1, 2).reshape(-1, padded)
         codes = (codes[:rows, :columns].short() - 128).to(torch.int8)
         scales = packed.data[size:][: tiles * TILE * 4].view(torch.float32)[:rows, None].contiguous()
         return QuantWeight(kind="int8", group_size=columns, codes=codes, scales=scales, order=packed.order)
-    size = tiles * TILE * padded // 2
     both = packed.data[:size].view(tiles, padded // 8, TILE, 4).transpose(1, 2)  # [tiles, 16, K/8, 4]
     codes = torch.stack((both & 15, both >> 4), dim=3).reshape(-1, padded)[:rows, :columns].contiguous()
     groups, kept = -(-padded // packed.group_size), columns // packed.group_size

@@ -1,5 +1,7 @@
 """The binding of the kernels: layouts, choice of the backend, errors."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -7,7 +9,14 @@ from kiloq import ops
 from kiloq.errors import ConfigError
 from kiloq.ops import QuantWeight, cpu, layout
 
-SHAPES = ((1, 64), (16, 128), (33, 192), (50, 384))  # rows and columns that fill tiles, and that do not
+SHAPES = (
+    (1, 64),
+    (16, 128),
+    (33, 192),
+    (50, 384),
+    (20, 96),
+    (17, 32),
+)  # rows and columns that fill tiles, and that do not
 
 
 def random_codes(kind: str, rows: int, columns: int, group_size: int, *, zeros: bool = False) -> QuantWeight:
@@ -29,6 +38,8 @@ def all_weights():
     for rows, columns in SHAPES:
         yield torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)).bfloat16()
         yield random_codes("int8", rows, columns, columns)
+        order = torch.randperm(columns, generator=torch.Generator().manual_seed(1)).to(torch.int32)
+        yield dataclasses.replace(random_codes("int4", rows, columns, 32), order=order)
         for group_size in (32, 64, 128):
             if columns % group_size == 0:
                 yield random_codes("int4", rows, columns, group_size)

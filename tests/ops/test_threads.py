@@ -50,8 +50,7 @@ def test_callers_of_several_threads_take_turns(pool):
     results = []
 
     def call() -> None:
-        for count in range(200):
-            results.append(int((visits(pool, count, 7) != 1).sum()))
+        results.extend(int((visits(pool, count, 7) != 1).sum()) for count in range(200))
 
     callers = [threading.Thread(target=call) for _ in range(4)]
     for caller in callers:
