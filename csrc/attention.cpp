@@ -145,6 +145,7 @@ void run_writes(void *context, int64_t first, int64_t last, int, void *scratch) 
 
 KQ_API void kq_attention(const kq_cache *cache, const kq_places *places, const float *qkv, const float *q_norm,
                          const float *k_norm, float eps, int32_t window, float *out) {
+    begin_region();
     AttendArgs args = {cache, places, qkv, q_norm, k_norm, eps, window, out};
     Plan plan = {&args, 0, 0, 0, true};
     make_plan(&plan);
@@ -160,4 +161,5 @@ KQ_API void kq_attention(const kq_cache *cache, const kq_places *places, const f
         parallel_for(rows_of(&places->spans[i]), 16, run_writes, &writes);
     }
     parallel_for(plan.items, 1, run_items, &args);
+    end_region();
 }
