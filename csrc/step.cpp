@@ -43,7 +43,7 @@ int64_t lay_out(Workspace *w, const kq_model *model, int64_t rows, char *base) {
     place(&w->qkv, rows * layer->qkv.n, base, &at);
     place(&w->mixed, rows * layer->out.k, base, &at);
     place(&w->act, rows * layer->down.k, base, &at);
-    place(&w->codes, rows * round_up(widest, 64), base, &at);
+    place(&w->codes, rows * code_stride(2 * round_up(widest, 64)), base, &at);  // bf16, the widest that there is
     place(&w->scales, rows * (widest / 32 + 1), base, &at);
     place(&w->sums, rows * (widest / 32 + 1), base, &at);
     return at;
@@ -79,16 +79,13 @@ void prepare_piece(void *context, int64_t first, int64_t last, int, void *) {
     for (int64_t m = first; m < last; m++) {
         if (job->gain)
             kernels->rms_norm(job->x + m * job->ldx, job->gain, job->eps, out->k, job->normed + m * out->k);
-        if (out->codes)
-            kernels->quantize(out->x, out->ldx, job->w->order, out->k, job->w->group, m, m + 1,
-                              const_cast<int8_t *>(out->codes), const_cast<float *>(out->scales),
-                              const_cast<int32_t *>(out->sums));
+        if (out->codes) round_rows(job->w, out, m, m + 1);
     }
 }
 
 /* Rows of x, normed with `gain` (or as they are), in the form that w multiplies; good until the next call. */
 Activations prepared(const kq_weight *w, const float *x, int64_t ldx, int64_t rows, const float *gain, float eps) {
-    const bool rounds = w->kind != KQ_BF16;
+    const bool rounds = is_rounded(w, rows);
     const float *input = gain ? workspace.normed : x;
     Prepare job{w, x, ldx, gain, eps, workspace.normed,
                 {rows, w->k, padded_k(w), w->group ? w->k / w->group : 1, input, gain ? w->k : ldx,
