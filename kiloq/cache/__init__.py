@@ -3,6 +3,18 @@
 from .attend import PagedAttend, Span
 from .blocks import BLOCK_SIZE, BlockManager, KeyChain
 from .budget import pool_blocks
-from .kv import KVCache, cache_dtype
+from .key_bias import Angles
+from .kv import KVCache, cache_dtype, kv_bytes_per_token
 
-__all__ = ["BLOCK_SIZE", "BlockManager", "KVCache", "KeyChain", "PagedAttend", "Span", "cache_dtype", "pool_blocks"]
+__all__ = [
+    "BLOCK_SIZE",
+    "Angles",
+    "BlockManager",
+    "KVCache",
+    "KeyChain",
+    "PagedAttend",
+    "Span",
+    "cache_dtype",
+    "kv_bytes_per_token",
+    "pool_blocks",
+]

@@ -17,6 +17,7 @@ from torch import Tensor
 from kiloq import ops
 
 from .blocks import BLOCK_SIZE
+from .key_bias import turned
 from .kv import KVCache
 
 # Bytes of keys that rows may gather together: beyond, the copy falls out of a processor's cache. A GPU minds launches.
@@ -26,30 +27,45 @@ _TOGETHER_ON_GPU = 256 * 2**20
 _OFFSETS = np.arange(BLOCK_SIZE)
 
 Ids = NDArray[np.int64]
+Places = tuple[Tensor, Tensor]  # cos and sin of n positions, [n, R/2] each
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One sequence's part of a step: positions start..stop-1 are computed; `blocks` hold all before stop."""
+    """One sequence's part of a step: positions start..stop-1 are computed; `blocks` hold all before stop.
+
+    `alpha` is the sequence's NTK factor; only a cache that keeps keys without their bias asks for it.
+    """
 
     blocks: Sequence[int]
     start: int
     stop: int
+    alpha: float = 1.0
 
 
 class PagedAttend:
-    """Tokens of several sequences, laid end to end as `spans` say, attending to what the cache holds of their own."""
+    """Tokens of several sequences, laid end to end as `spans` say, attending to what the cache holds of their own.
+
+    All keys and values are seen as the cache gives them back, the step's own too: how steps are cut changes nothing.
+    """
 
     def __init__(self, cache: KVCache, spans: Sequence[Span], windows: Sequence[int | None]) -> None:
         self._cache = cache
         self._slots = torch.tensor(_own_slots(spans), device=cache.device)  # [T]
+        self._places = _places(cache, spans, [span.start for span in spans])
         calls = {window: _plan(cache, spans, window) for window in set(windows)}
         self._calls = [calls[window] for window in windows]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self._cache.write_kv(layer, self._slots, k, v)
-        keys, values = self._cache.keys[layer], self._cache.values[layer]
-        out = [call.attend(q, k, v, keys, values) for call in self._calls[layer]]
+        cache, bias = self._cache, self._cache.key_biases[layer]
+        if bias is None or self._places is None:
+            k, v = cache.write_kv(layer, self._slots, k, v)
+        else:
+            constant = turned(bias, self._places)  # [T, K, D]
+            k, v = cache.write_kv(layer, self._slots, k.float() - constant, v)
+            k = k + constant
+        k, v = k.to(q.dtype), v.to(q.dtype)
+        out = [call.attend(q, k, v, cache, layer) for call in self._calls[layer]]
         return out[0] if len(out) == 1 else torch.cat(out)
 
 
@@ -61,7 +77,7 @@ class _Whole:
     last: int
     window: int | None
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int) -> Tensor:
         q, k, v = (x[None, self.first : self.last] for x in (q, k, v))
         return ops.causal_attention(q, k, v, window=self.window)[0]
 
@@ -75,13 +91,14 @@ class _Chunk:
     seen: "_Seen"
     mask: Tensor  # [rows * heads per key, L]
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int) -> Tensor:
         num_rows, num_heads, head_dim = self.last - self.first, *q.shape[1:]
-        num_kv_heads = keys.shape[1]
+        num_kv_heads = k.shape[1]
+        keys, values = self.seen.of(cache, layer, q.dtype)
         # Heads that share a key become rows of one head, so that no key is repeated in memory.
         q = q[self.first : self.last].reshape(num_rows, num_kv_heads, -1, head_dim).transpose(0, 1)  # [K, rows, G, D]
         q = q.reshape(1, num_kv_heads, -1, head_dim)  # [1, K, rows*G, D]
-        out = F.scaled_dot_product_attention(q, self.seen.of(keys), self.seen.of(values), attn_mask=self.mask)
+        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=self.mask.to(q.dtype))
         out = out.view(num_kv_heads, num_rows, -1, head_dim).transpose(0, 1)  # [rows, K, G, D]
         return out.reshape(num_rows, num_heads, head_dim)
 
@@ -95,11 +112,13 @@ class _Rows:
     seen: "_Seen"
     mask: Tensor | None  # [N, 1, 1, L]
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int) -> Tensor:
         shape = q.shape[1:]
+        keys, values = self.seen.of(cache, layer, q.dtype)
         # As above: heads that share a key are rows of one head.
-        q = q[self.first : self.last].reshape(self.last - self.first, keys.shape[1], -1, shape[-1])  # [N, K, G, D]
-        out = F.scaled_dot_product_attention(q, self.seen.of(keys), self.seen.of(values), attn_mask=self.mask)
+        q = q[self.first : self.last].reshape(self.last - self.first, k.shape[1], -1, shape[-1])  # [N, K, G, D]
+        mask = None if self.mask is None else self.mask.to(q.dtype)
+        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
         return out.reshape(-1, *shape)
 
 
@@ -108,13 +127,19 @@ class _Seen:
     """The slots that N sequences see: [N * L], or a run of the only one."""
 
     slots: Tensor | slice
+    places: Places | None  # where the cache keeps keys without their bias
     num_sequences: int = 1
 
-    def of(self, kept: Tensor) -> Tensor:
-        """[slots, K, D] -> [N, K, L, D]"""
-        if isinstance(self.slots, slice):
-            return kept[None, self.slots].transpose(1, 2)
-        return kept.index_select(0, self.slots).view(self.num_sequences, -1, *kept.shape[1:]).transpose(1, 2)
+    def of(self, cache: KVCache, layer: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys and values, each [N, K, L, D]."""
+        keys, values = cache.keys_at(layer, self.slots), cache.values_at(layer, self.slots)  # [N * L, K, D]
+        bias = cache.key_biases[layer]
+        if bias is not None and self.places is not None:
+            keys = keys + turned(bias, self.places)
+        return self._by_sequence(keys.to(dtype)), self._by_sequence(values.to(dtype))
+
+    def _by_sequence(self, kept: Tensor) -> Tensor:
+        return kept.view(self.num_sequences, -1, *kept.shape[1:]).transpose(1, 2)
 
 
 _Call = _Whole | _Chunk | _Rows
@@ -165,26 +190,29 @@ def _one(cache: KVCache, span: Span, window: int | None) -> _Seen:
     oldest = _oldest(span, window)
     first, last = oldest // BLOCK_SIZE, -(-span.stop // BLOCK_SIZE)
     start = span.blocks[first]
+    places = _places(cache, [span], [oldest])
     if list(span.blocks[first:last]) != list(range(start, start + last - first)):
-        return _Seen(_to_device(_slots(span, oldest), cache))
+        return _Seen(_to_device(_slots(span, oldest), cache), places)
     offset = (start - first) * BLOCK_SIZE
-    return _Seen(slice(offset + oldest, offset + span.stop))
+    return _Seen(slice(offset + oldest, offset + span.stop), places)
 
 
 def _several(cache: KVCache, group: Sequence[Span], window: int | None) -> tuple[_Seen, Tensor | None]:
     """What single rows see, filled up to the longest, and the mask that hides the filling: [N, 1, 1, L]."""
-    rows = [_slots(span, _oldest(span, window)) for span in group]
+    oldest = [_oldest(span, window) for span in group]
+    rows = [_slots(span, first) for span, first in zip(group, oldest, strict=True)]
     lengths = [len(row) for row in rows]
     slots = np.empty((len(rows), max(lengths)), np.int64)
     for i, row in enumerate(rows):
         slots[i, : len(row)] = row
         slots[i, len(row) :] = row[0]  # hidden, but finite as long as the row's own sequence is
-    seen = _Seen(_to_device(slots.reshape(-1), cache), len(rows))
+    places = _places(cache, group, oldest, fill_to=max(lengths))
+    seen = _Seen(_to_device(slots.reshape(-1), cache), places, len(rows))
     if min(lengths) == max(lengths):
         return seen, None
     hidden = np.arange(max(lengths)) >= np.array(lengths)[:, None]  # [N, L]
     mask = np.where(hidden, np.float32(-np.inf), np.float32(0))[:, None, None]
-    return seen, _to_device(mask, cache).to(cache.dtype)
+    return seen, _to_device(mask, cache)
 
 
 def _chunk_mask(cache: KVCache, span: Span, window: int | None) -> Tensor:
@@ -192,8 +220,24 @@ def _chunk_mask(cache: KVCache, span: Span, window: int | None) -> Tensor:
     rows = torch.arange(span.start, span.stop, device=cache.device)
     behind = rows[:, None] - torch.arange(_oldest(span, window), span.stop, device=cache.device)
     hidden = behind < 0 if window is None else (behind < 0) | (behind >= window)
-    mask = torch.zeros(hidden.shape, dtype=cache.dtype, device=cache.device).masked_fill_(hidden, -torch.inf)
+    mask = torch.zeros(hidden.shape, device=cache.device).masked_fill_(hidden, -torch.inf)
     return mask.repeat_interleave(cache.heads_per_key, 0)
+
+
+def _places(
+    cache: KVCache, spans: Sequence[Span], oldest: Sequence[int], *, fill_to: int | None = None
+) -> Places | None:
+    """Of positions oldest..stop-1 of each span, each filled up with its first; None if the cache does not ask."""
+    if cache.angles is None:
+        return None
+    cosines: list[Tensor] = []
+    sines: list[Tensor] = []
+    for span, first in zip(spans, oldest, strict=True):
+        rows = torch.arange(first, span.stop if fill_to is None else first + fill_to, device=cache.device)
+        rows = rows.where(rows < span.stop, first)
+        for parts, table in zip((cosines, sines), cache.angles.upto(span.stop, span.alpha), strict=True):
+            parts.append(table.index_select(0, rows))
+    return torch.cat(cosines), torch.cat(sines)
 
 
 def _own_slots(spans: Sequence[Span]) -> list[int]:

@@ -9,6 +9,7 @@ from kiloq.errors import ConfigError
 from kiloq.model import ModelConfig
 
 from .blocks import BLOCK_SIZE
+from .kv import kv_bytes_per_token
 
 _CPU_SHARE = 0.5  # of what is free once the weights are loaded; the rest is for activations and other programs
 _GPU_SHARE = 0.85
@@ -27,7 +28,7 @@ def pool_blocks(
 
     Without `kv_memory`, a share of the memory that is available now. Nothing beyond what the requests can use is taken.
     """
-    block_bytes = BLOCK_SIZE * config.kv_bytes_per_token(dtype.itemsize)
+    block_bytes = BLOCK_SIZE * kv_bytes_per_token(config, dtype)
     wanted = max_batch * -(-max_context // BLOCK_SIZE)
     budget = kv_memory
     if budget is None:

@@ -66,6 +66,7 @@ def describe(config: ModelConfig, context: int) -> dict[str, object]:
     return {
         "parameters": config.num_parameters,
         "kv_bytes_per_token": config.kv_bytes_per_token(),
+        "kv_bytes_per_token_int8": _int8_bytes(config),
         "context": context,
         "memory_bytes": {name: weight_bytes(config, bits) + cache for name, bits in LINEAR_BITS.items()},
     }
@@ -89,7 +90,7 @@ def as_text(model: str, config: ModelConfig, context: int) -> str:
         f"vocabulary    {config.vocab_size:,} rows{', tied with the head' if config.tie_embeddings else ''}",
         f"context       {config.rope.original_length:,} tokens trained{scaling}, {config.max_length:,} at most",
         f"parameters    {config.num_parameters:,}",
-        f"KV cache      {config.kv_bytes_per_token():,} bytes per token (bfloat16)",
+        f"KV cache      {config.kv_bytes_per_token():,} bytes per token (bfloat16), {_int8_bytes(config):,} (int8)",
         f"memory for {context:,} tokens (weights + KV cache, estimated):",
     ]
     unit, unit_name = (GIB, "GiB") if config.num_parameters > GIB / 2 else (MIB, "MiB")
@@ -98,6 +99,10 @@ def as_text(model: str, config: ModelConfig, context: int) -> str:
         total = (weights + cache) / unit
         lines.append(f"  {name:<11} {weights / unit:7.2f} + {cache / unit:.2f} = {total:.2f} {unit_name}")
     return "\n".join(lines)
+
+
+def _int8_bytes(config: ModelConfig) -> int:
+    return config.kv_bytes_per_token(1, scale_bytes=2)
 
 
 def _fetch_config(model: str) -> Path:

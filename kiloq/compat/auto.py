@@ -14,7 +14,7 @@ from .generation_config import GenerationConfig
 from .model import CausalLM
 from .tokenizer import QwenTokenizer
 
-# There is one attention, one file format that is preferred, and no remote code.
+# There is one attention, one preferred file format, no remote code, and a kernel wherever a quantised cache has one.
 _WITHOUT_EFFECT: WithoutEffect = dict.fromkeys(
     (
         *("trust_remote_code", "code_revision", "low_cpu_mem_usage", "use_safetensors", "attn_implementation"),
@@ -70,7 +70,10 @@ class AutoModelForCausalLM:
         cache_dir: str | Path | None = None,
         **others: object,
     ) -> CausalLM:
-        """The model of a folder or hub id, in one of bf16, fp16 and fp32, or else in the type it is stored in."""
+        """The model of a folder or hub id, in one of bf16, fp16 and fp32, or else in the type it is stored in.
+
+        `use_cache_quantization` keeps keys and values in int8, at half the bytes.
+        """
         check_names(AutoModelForCausalLM.from_pretrained, others, _WITHOUT_EFFECT)
         chosen = _dtype(dtype or torch_dtype, bf16=bf16, fp16=fp16, fp32=fp32)
         device = device_of(device_map)

@@ -44,7 +44,7 @@ def build_batch(works: Items[Work], device: torch.device) -> Batch:
         torch.tensor(ids, device=device),
         torch.tensor(positions, device=device),
         alphas[0] if one_alpha else torch.tensor(alphas, device=device),
-        [Span(work.sequence.table, work.start, work.stop) for work in works],
+        [Span(work.sequence.table, work.start, work.stop, work.sequence.alpha) for work in works],
         drawing,
         None if len(last_rows) == len(ids) else torch.tensor(last_rows, dtype=torch.int64, device=device),
     )

@@ -60,7 +60,7 @@ class Engine:
         weight = next(model.parameters())
         on_gpu = weight.device.type == "cuda"
         self.max_batch = max_batch = config.max_batch or (64 if on_gpu else 16)
-        kv_dtype = cache_dtype(config.kv_dtype, weight.dtype)
+        self.kv_dtype = kv_dtype = cache_dtype(config.kv_dtype, model)
         context = config.max_context or model.config.max_length
         blocks = pool_blocks(
             model.config, kv_dtype, weight.device, max_context=context, max_batch=max_batch, kv_memory=config.kv_memory
@@ -81,7 +81,7 @@ class Engine:
             max_batch=max_batch,
             step_tokens=max(config.step_tokens or (4096 if on_gpu else 512), max_batch),
         )
-        self._runner = Runner(model, KVCache(model.config, blocks, dtype=kv_dtype, device=weight.device))
+        self._runner = Runner(model, KVCache.for_model(model, blocks, kv_dtype))
         self._requests: dict[str, Request] = {}
         self._events: list[Event] = []
         self._cancelled: list[str] = []  # whose cancel came and is not yet done

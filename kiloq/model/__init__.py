@@ -2,7 +2,7 @@
 
 from .attend import Attend, PackedAttend
 from .config import ModelConfig, RopeConfig
-from .rope import Rotation, ntk_alpha
+from .rope import Rope, Rotation, ntk_alpha, rotate
 from .transformer import EmbeddingFactory, LinearFactory, TokenTable, Transformer
 
 __all__ = [
@@ -11,9 +11,11 @@ __all__ = [
     "LinearFactory",
     "ModelConfig",
     "PackedAttend",
+    "Rope",
     "RopeConfig",
     "Rotation",
     "TokenTable",
     "Transformer",
     "ntk_alpha",
+    "rotate",
 ]

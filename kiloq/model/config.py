@@ -113,9 +113,9 @@ class ModelConfig:
         tables = self.vocab_size * self.hidden_size * (1 if self.tie_embeddings else 2)
         return tables + self.num_layers * layer + self.hidden_size
 
-    def kv_bytes_per_token(self, bytes_per_value: int = 2) -> int:
-        """Bytes of keys and values that one token keeps in the cache."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * bytes_per_value
+    def kv_bytes_per_token(self, bytes_per_value: int = 2, *, scale_bytes: int = 0) -> int:
+        """Bytes of keys and values that one token keeps in the cache; int8 has a scale for each key and value."""
+        return 2 * self.num_layers * self.num_kv_heads * (self.head_dim * bytes_per_value + scale_bytes)
 
 
 def _from_qwen1(f: Fields) -> ModelConfig:

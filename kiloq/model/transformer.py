@@ -79,6 +79,10 @@ class Transformer(nn.Module):
         """Where T tokens stand; `alphas` are the NTK factors of their sequences, [T] or one for all."""
         return self.rope(positions, alphas)
 
+    def key_biases(self) -> list[Tensor | None]:
+        """What each layer adds to its keys before they are turned, [K, D]; None where it adds nothing constant."""
+        return [block.attn.key_bias for block in self.blocks if isinstance(block, Block)]
+
     def logits(self, ids: Tensor, seq_starts: Sequence[int] | None = None) -> Tensor:
         """Logits of whole sequences laid end to end, each under the NTK factor of its length. [T] -> [T, vocab]."""
         starts = [0, len(ids)] if seq_starts is None else seq_starts
@@ -143,6 +147,15 @@ class Attention(nn.Module):
         mixed = attend(self.layer, q, k, v).flatten(1)  # [T, H, D] -> [T, H*D]
         out: Tensor = self.out(mixed)
         return out
+
+    @property
+    def key_bias(self) -> Tensor | None:
+        """The key's part of the bias, [K, D]; None without one, and where a norm follows it."""
+        bias = self.qkv.bias
+        if not isinstance(bias, Tensor) or not isinstance(self.k_norm, nn.Identity):
+            return None
+        queries, keys, _ = self.heads
+        return bias.detach().view(-1, self.head_dim)[queries : queries + keys]
 
 
 class MLP(nn.Module):

@@ -36,6 +36,11 @@ class Packed(nn.Module):
 class QuantLinear(Packed):
     """y = x W^T + b by the kernels. [T, K] -> [T, N]."""
 
+    @property
+    def bias(self) -> Tensor | None:
+        """[N] fp32."""
+        return self.packed.bias
+
     def forward(self, x: Tensor) -> Tensor:
         return ops.linear(x, self.packed)
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from kiloq.cache import KVCache, cache_dtype, pool_blocks
+from kiloq.cache import KVCache, cache_dtype, kv_bytes_per_token, pool_blocks
 from kiloq.cache.budget import available_memory
 from kiloq.errors import ConfigError
-from kiloq.model import ModelConfig, RopeConfig
+from kiloq.model import ModelConfig, RopeConfig, Transformer
 
 CPU = torch.device("cpu")
 CONFIG = ModelConfig(
@@ -38,7 +38,20 @@ def test_too_little_memory_is_an_error_with_both_numbers() -> None:
         pool_blocks(CONFIG, torch.float32, CPU, max_context=100, max_batch=1, kv_memory=BLOCK_BYTES - 1)
 
 
-def test_the_cache_keeps_the_models_type() -> None:
-    assert cache_dtype("auto", torch.bfloat16) == torch.bfloat16
-    with pytest.raises(ConfigError, match="int8"):
-        cache_dtype("int8", torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.int8])
+def test_the_budget_counts_what_the_tensors_take(dtype: torch.dtype) -> None:
+    cache = KVCache(CONFIG, 3, dtype=dtype, device=CPU)
+    tensors = (*cache.keys, *cache.values, *cache.key_scales, *cache.value_scales)
+    assert sum(kept.nbytes for kept in tensors) == 3 * 16 * kv_bytes_per_token(CONFIG, dtype)
+
+
+def test_the_cache_keeps_the_models_type_unless_it_is_told_another() -> None:
+    model = Transformer(CONFIG).to(torch.float16)
+    assert cache_dtype("auto", model) == torch.float16
+    names = {"int8": torch.int8, "bf16": torch.bfloat16, "bfloat16": torch.bfloat16, "fp32": torch.float32}
+    assert {name: cache_dtype(name, model) for name in names} == names
+
+
+def test_an_unknown_type_is_an_error_that_names_the_known() -> None:
+    with pytest.raises(ConfigError, match=r"'int4'.*int8"):
+        cache_dtype("int4", Transformer(CONFIG))

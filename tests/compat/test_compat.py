@@ -27,6 +27,23 @@ def test_quickstart_chat(chat_folder: Path) -> None:
     assert history[-1][1] == response
 
 
+def test_quickstart_quantised_cache(chat_folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(chat_folder, trust_remote_code=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        chat_folder,
+        device_map="auto",
+        trust_remote_code=True,
+        use_cache_quantization=True,
+        use_cache_kernel=True,
+        use_flash_attn=False,
+    )
+    assert model.llm.engine.kv_dtype == torch.int8
+    response, history = model.chat(tokenizer, QUESTIONS[0], history=None, do_sample=False)
+    assert history == [(QUESTIONS[0], response)]
+    with pytest.raises(ConfigError, match="use_cache_quantisation"):
+        AutoModelForCausalLM.from_pretrained(chat_folder, use_cache_quantisation=True)
+
+
 def test_quickstart_base_model(base_folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base_folder, trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(base_folder, device_map="auto", trust_remote_code=True).eval()
