@@ -84,8 +84,7 @@ def cache_dtype(kv_dtype: str, model: Transformer) -> torch.dtype:
     """The type that keys and values are kept in; "auto" is that of the model's weights, and bf16 beside packed ones."""
     name = _LONG_NAMES.get(kv_dtype, kv_dtype)
     if name == "auto":
-        embed: nn.Module = model.embed
-        return embed.weight.dtype if isinstance(embed, nn.Embedding) else torch.bfloat16
+        return model.embed.weight.dtype if isinstance(model.embed, nn.Embedding) else torch.bfloat16
     if name not in _DTYPES:
         raise ConfigError(f"kv_dtype is {kv_dtype!r}; it must be auto, {', '.join(_DTYPES)}.")
     return _DTYPES[name]

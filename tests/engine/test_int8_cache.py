@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kiloq.cache import KVCache, PagedAttend, Span
+from kiloq.checkpoint import load_model, open_checkpoint, save_checkpoint
 from kiloq.engine.engine import Engine, EngineConfig
 from kiloq.engine.params import SamplingParams
 from kiloq.model import ModelConfig, Transformer, ntk_alpha
@@ -95,6 +96,19 @@ def test_a_model_without_key_bias_keeps_whole_keys(lab) -> None:
     assert KVCache.for_model(lab.model("qk-norm"), 1, torch.int8).angles is None
     assert KVCache.for_model(lab.model("v1"), 1, torch.int8).angles is None  # all of its biases are zero
     assert KVCache.for_model(biased(lab.model("v1"), 1.0), 1, torch.bfloat16).angles is None
+
+
+def test_packed_models_keep_bf16_unless_asked_and_know_their_biases(lab, checkpoint: Path, tmp_path: Path) -> None:
+    model, known = biased(lab.model("v1"), 10.0), open_checkpoint(checkpoint)
+    parts = {"config": known.config, "tokenizer": known.tokenizer, "generation": known.generation}
+    save_checkpoint(tmp_path / "model", model_state=model.state_dict(), **parts)
+    packed = load_model(open_checkpoint(tmp_path / "model"), quantization="int8")
+    assert Engine(packed).kv_dtype == torch.bfloat16
+    for found, bias in zip(packed.key_biases(), model.key_biases(), strict=True):
+        torch.testing.assert_close(found, bias, rtol=0.01, atol=0.01)
+    ids = torch.tensor(lab.ids(60))
+    exact = logits_through(packed, KVCache.for_model(packed, 8, torch.float32), ids)
+    assert relative_error(logits_through(packed, KVCache.for_model(packed, 8, torch.int8), ids), exact) < 0.03
 
 
 def run_int8(lab, model: Transformer, prompts: list[list[int]], count: int, **limits: object) -> tuple[dict, dict]:
