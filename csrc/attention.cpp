@@ -1,9 +1,10 @@
 /* Paged attention of one layer: which thread computes what. The arithmetic is in attention_body.h.
  *
- * Spans of few queries (decoding, speculation) take one phase: a task is one kv head and one part of the context; it
+ * Spans of few queries (decoding, speculation) take one phase: a task is one part of the context and some kv heads, all
+ * of them where there are parts enough, because heads lie side by side and memory is read fastest in its order. It
  * writes those of the span's own positions that lie in its part, and then reads the part. Parts are cut at fixed
- * positions, so that a row's result depends on no other row, and whoever finishes the last part of a head merges all,
- * in order. Longer spans (prompts) are written by all threads first, then cut in blocks of rows. */
+ * positions, so that a row's result depends on no other row, and whoever finishes the last part of some heads merges
+ * all, in order. Longer spans (prompts) are written by all threads first, then cut in blocks of rows. */
 #include <atomic>
 #include <cstdlib>
 #include <new>
@@ -30,6 +31,8 @@ struct Workspace {
 };
 Workspace space;
 
+constexpr int64_t kTasksAThread = 4;  // so many at least, where there is work for them
+
 template <class T>
 void reserve(T **memory, int64_t *most, int64_t wanted) {
     if (wanted <= *most) return;
@@ -53,9 +56,25 @@ int64_t rows_a_block(const kq_cache *cache) {
 
 struct Plan {
     const AttendArgs *args;
+    int64_t ranges;                     // of kv heads, in which short spans are cut
     int64_t items, partials, counters;  // how many so far
     bool counting;                      // the first pass only counts
 };
+
+int64_t parts_of(const AttendArgs *args, const kq_span *span) {
+    return (span->stop - 1) / kPart - oldest_seen(span->start, args->window) / kPart + 1;
+}
+
+/* As few ranges as give each thread some tasks; results do not depend on it. */
+int64_t choose_ranges(const AttendArgs *args) {
+    const int64_t heads = args->cache->num_kv_heads;
+    int64_t parts = 0;
+    for (int64_t i = 0; i < args->places->num_spans; i++)
+        if (is_short(args->cache, &args->places->spans[i])) parts += parts_of(args, &args->places->spans[i]);
+    if (parts == 0) return 1;
+    const int64_t wanted = num_threads() == 1 ? 1 : (kTasksAThread * num_threads() + parts - 1) / parts;
+    return wanted < heads ? wanted : heads;
+}
 
 void add(Plan *plan, const Item &item) {
     if (!plan->counting) space.items[plan->items] = item;
@@ -66,29 +85,27 @@ void plan_short(Plan *plan, const kq_span *span) {
     const AttendArgs *args = plan->args;
     const kq_cache *cache = args->cache;
     const int64_t begin = oldest_seen(span->start, args->window), first_part = begin / kPart;
-    const int64_t parts = (span->stop - 1) / kPart - first_part + 1;
     Item item{};
-    item.task = {span, 0, 0, rows_of(span), 0, 0, true, nullptr};
-    item.parts = parts;
-    const int64_t floats = task_floats(cache, &item.task);
-    for (int64_t part = 0; part < parts; part++) {
-        for (int64_t head = 0; head < cache->num_kv_heads; head++) {
-            const int64_t cut = (first_part + part) * kPart;
-            item.part = part;
-            item.task.head = head;
+    item.task = {span, 0, 0, 0, rows_of(span), 0, 0, true, nullptr};
+    item.parts = parts_of(args, span);
+    const int64_t most = kMostQueries / queries_of(cache, &item.task), wanted = cache->num_kv_heads / plan->ranges;
+    const int64_t heads = wanted <= most ? wanted : most > 1 ? most : 1;
+    for (int64_t head = 0; head < cache->num_kv_heads; head += heads) {
+        item.task.head = head;
+        item.task.head_end = head + heads < cache->num_kv_heads ? head + heads : cache->num_kv_heads;
+        const int64_t floats = task_floats(cache, &item.task);
+        item.partials = space.partials + plan->partials;
+        item.counter = plan->counters;
+        for (item.part = 0; item.part < item.parts; item.part++) {
+            const int64_t cut = (first_part + item.part) * kPart;
             item.task.begin = begin > cut ? begin : cut;
             item.task.end = span->stop < cut + kPart ? span->stop : cut + kPart;
-            if (parts > 1) {
-                item.partials = space.partials + plan->partials + head * parts * floats;
-                item.task.partial = item.partials + part * floats;
-                item.counter = plan->counters + head;
-            }
+            item.task.partial = item.parts > 1 ? item.partials + item.part * floats : nullptr;
             add(plan, item);
         }
-    }
-    if (parts > 1) {
-        plan->partials += cache->num_kv_heads * parts * floats;
-        plan->counters += cache->num_kv_heads;
+        if (item.parts == 1) continue;
+        plan->partials += item.parts * floats;
+        plan->counters++;
     }
 }
 
@@ -101,8 +118,7 @@ void plan_long(Plan *plan, const kq_span *span) {
         for (int64_t head = 0; head < args->cache->num_kv_heads; head++) {
             Item item{};
             item.parts = 1;
-            item.task = {span, head, first, last, oldest_seen(span->start + first, args->window), span->start + last,
-                         false, nullptr};
+            item.task = {span, head, head + 1, first, last, oldest_seen(span->start + first, args->window), span->start + last, false, nullptr};
             add(plan, item);
         }
     }
@@ -147,7 +163,8 @@ KQ_API void kq_attention(const kq_cache *cache, const kq_places *places, const f
                          const float *k_norm, float eps, int32_t window, float *out) {
     begin_region();
     AttendArgs args = {cache, places, qkv, q_norm, k_norm, eps, window, out};
-    Plan plan = {&args, 0, 0, 0, true};
+    begin_region();  // nobody else's call uses the workspace meanwhile
+    Plan plan = {&args, choose_ranges(&args), 0, 0, 0, true};
     make_plan(&plan);
     reserve(&space.items, &space.max_items, plan.items);
     reserve(&space.partials, &space.max_partials, plan.partials);

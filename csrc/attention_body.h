@@ -27,14 +27,15 @@ void turn(float *__restrict x, const float *__restrict cos, const float *__restr
     }
 }
 
-/* The queries of a task, [rows * heads per key][padded] fp32: normed, turned, times q_scale / sqrt(D); padding is 0. */
-void load_queries(const AttendArgs *args, const AttendTask *task, float *q, int64_t padded) {
+/* The queries of a task that meet kv head `head`, [rows * heads per key][padded] fp32: normed, turned, times
+ * q_scale / sqrt(D); padding is 0. */
+void load_queries(const AttendArgs *args, const AttendTask *task, int64_t head, float *q, int64_t padded) {
     const kq_cache *cache = args->cache;
     const kq_places *places = args->places;
     const int64_t shared = heads_per_key(cache), dim = cache->head_dim, half = cache->rotary_dim / 2;
-    for (int64_t i = 0; i < (task->last - task->first) * shared; i++, q += padded) {
+    for (int64_t i = 0; i < queries_of(cache, task); i++, q += padded) {
         const int64_t row = task->span->first_row + task->first + i / shared;
-        const float *from = args->qkv + row * qkv_size(cache) + (task->head * shared + i % shared) * dim;
+        const float *from = args->qkv + row * qkv_size(cache) + (head * shared + i % shared) * dim;
         for (int64_t d = 0; d < padded; d++) q[d] = d < dim ? from[d] : 0.0f;
         if (args->q_norm) rms_norm_row(q, args->q_norm, args->eps, dim, q);
         turn(q, places->cos + row * half, places->sin + row * half, half);
@@ -48,30 +49,44 @@ void load_queries(const AttendArgs *args, const AttendTask *task, float *q, int6
 /* Pairs of one kv head whose bias is not zero, and their angles relative to a multiple of 16. */
 struct Bias {
     int64_t count;
-    int32_t pair[kMaxDim / 2];
-    float low[kMaxDim / 2], high[kMaxDim / 2];  // the bias of the pair's two channels
-    float cos[kMaxDim / 2][kGroup], sin[kMaxDim / 2][kGroup];  // of t = 0..15 tokens
+    int32_t *pair;      // [count]
+    float *low, *high;  // [count], the bias of the pair's two channels
+    float *cos, *sin;   // [count][kGroup], of t = 0..15 tokens
 };
+
+float *carve(char **scratch, int64_t floats) {
+    auto *start = reinterpret_cast<float *>(*scratch);
+    *scratch += (floats * static_cast<int64_t>(sizeof(float)) + 63) / 64 * 64;
+    return start;
+}
 
 /* The bias at position p is that of angle(p / 16 * 16) turned by angle(p % 16), both from the span's table. Angles are
  * rounded products in fp32, so that this is not exactly angle(p): reader and writer must agree, hence both do so. */
-void load_bias(const kq_cache *cache, const kq_span *span, int64_t head, Bias *bias) {
-    bias->count = 0;
-    if (!cache->key_bias) return;
+Bias load_bias(const kq_cache *cache, const kq_span *span, int64_t head, char **scratch) {
+    Bias bias{};
+    if (!cache->key_bias) return bias;
     const int64_t half = cache->rotary_dim / 2;
     const float *b = cache->key_bias + head * cache->head_dim;
-    for (int64_t i = 0; i < half; i++) {
+    for (int64_t i = 0; i < half; i++) bias.count += b[i] != 0.0f || b[half + i] != 0.0f;
+    bias.pair = reinterpret_cast<int32_t *>(carve(scratch, bias.count));
+    bias.low = carve(scratch, bias.count);
+    bias.high = carve(scratch, bias.count);
+    bias.cos = carve(scratch, bias.count * kGroup);
+    bias.sin = carve(scratch, bias.count * kGroup);
+    for (int64_t i = 0, n = 0; i < half; i++) {
         if (b[i] == 0.0f && b[half + i] == 0.0f) continue;
-        const int64_t n = bias->count++;
-        bias->pair[n] = static_cast<int32_t>(i);
-        bias->low[n] = b[i];
-        bias->high[n] = b[half + i];
-        // YaRN scales its tables; the scale is in the first factor already. cos[0] is the scale: position 0 is angle 0.
+        bias.pair[n] = static_cast<int32_t>(i);
+        bias.low[n] = b[i];
+        bias.high[n] = b[half + i];
+        // YaRN scales its tables; the scale is in the first factor already. Position 0 is angle 0: its cos is the scale.
+        const float unscale = 1.0f / span->cos[i];
         for (int64_t t = 0; t < kGroup; t++) {
-            bias->cos[n][t] = span->cos[t * half + i] / span->cos[i];
-            bias->sin[n][t] = span->sin[t * half + i] / span->cos[i];
+            bias.cos[n * kGroup + t] = span->cos[t * half + i] * unscale;
+            bias.sin[n * kGroup + t] = span->sin[t * half + i] * unscale;
         }
+        n++;
     }
+    return bias;
 }
 
 /* x += sign * the bias turned to a position; x: one head of keys, turned. */
@@ -81,8 +96,8 @@ void add_bias(const kq_cache *cache, const kq_span *span, int64_t head, const Bi
     const int64_t half = cache->rotary_dim / 2, base = position / kGroup * kGroup * half, t = position % kGroup;
     for (int64_t n = 0; n < bias->count; n++) {
         const int64_t i = bias->pair[n];
-        const float c = span->cos[base + i] * bias->cos[n][t] - span->sin[base + i] * bias->sin[n][t];
-        const float s = span->sin[base + i] * bias->cos[n][t] + span->cos[base + i] * bias->sin[n][t];
+        const float c = span->cos[base + i] * bias->cos[n * kGroup + t] - span->sin[base + i] * bias->sin[n * kGroup + t];
+        const float s = span->sin[base + i] * bias->cos[n * kGroup + t] + span->cos[base + i] * bias->sin[n * kGroup + t];
         x[i] += sign * (bias->low[n] * c - bias->high[n] * s);
         x[half + i] += sign * (bias->high[n] * c + bias->low[n] * s);
     }
@@ -99,8 +114,8 @@ F bias_scores(const kq_cache *cache, const kq_span *span, const Bias *bias, cons
     F sum = f_zero();
     for (int64_t n = 0; n < bias->count; n++) {
         const float c = cos[bias->pair[n]], s = sin[bias->pair[n]];
-        sum = f_fma(f_set(a[n] * c + b[n] * s), f_load(bias->cos[n]), sum);
-        sum = f_fma(f_set(b[n] * c - a[n] * s), f_load(bias->sin[n]), sum);
+        sum = f_fma(f_set(a[n] * c + b[n] * s), f_load(bias->cos + n * kGroup), sum);
+        sum = f_fma(f_set(b[n] * c - a[n] * s), f_load(bias->sin + n * kGroup), sum);
     }
     return sum;
 }
@@ -155,8 +170,8 @@ void write_rows(const AttendArgs *args, const kq_span *span, int64_t head, int64
                 void *scratch) {
     const kq_cache *cache = args->cache;
     const int64_t dim = cache->head_dim, half = cache->rotary_dim / 2;
-    Bias *bias = static_cast<Bias *>(scratch);
-    load_bias(cache, span, head, bias);
+    char *memory = static_cast<char *>(scratch);
+    const Bias bias = load_bias(cache, span, head, &memory);
     alignas(64) float x[kMaxDim] = {};
     for (int64_t position = first; position < last; position++) {
         const int64_t row = span->first_row + position - span->start;
@@ -166,7 +181,7 @@ void write_rows(const AttendArgs *args, const kq_span *span, int64_t head, int64
         std::memcpy(x, k, static_cast<size_t>(dim) * sizeof(float));
         if (args->k_norm) rms_norm_row(x, args->k_norm, args->eps, dim, x);
         turn(x, args->places->cos + row * half, args->places->sin + row * half, half);
-        add_bias(cache, span, head, bias, position, -1.0f, x);
+        add_bias(cache, span, head, &bias, position, -1.0f, x);
         write_head(cache, x, cache->keys, cache->key_scales, at);
         std::memcpy(x, v, static_cast<size_t>(dim) * sizeof(float));
         write_head(cache, x, cache->values, cache->value_scales, at);
@@ -175,21 +190,42 @@ void write_rows(const AttendArgs *args, const kq_span *span, int64_t head, int64
 
 /* --- Few queries: keys and values are used as they come from memory ---------------------------------------------- */
 
-constexpr int64_t kChunk = kPart;  // positions whose scores are kept at once
-
 #if defined(__AVX512F__)
 constexpr int kTogether = 8;  // queries that meet a key while it is in a register
 #else
 constexpr int kTogether = 4;
 #endif
 
-/* scores[m][0..15] = q[m] . key(t) for 16 neighbouring slots from `slot` on; M queries; scores are kChunk apart. */
+/* A query against int8 keys: 16-bit codes, so that whole numbers are multiplied; their step is absmax / 32767. Sums of
+ * 256 products of at most 127 * 32767 fit 32 bits. */
+constexpr int64_t kWord = 32;  // 16-bit codes in a vector
+
+/* What a task with few queries has in scratch; heads count from the task's first. */
+struct Few {
+    int64_t queries, padded;  // of one head; head_dim rounded up to 32
+    float *q;                 // [heads][queries][padded]
+    int16_t *codes;           // the same, int8 only
+    float *steps;             // [heads][queries], int8 only
+    float *scores;            // [heads][queries][kPart]
+    float *sums;              // [heads][queries][padded]
+    float *largest, *total;   // [heads][queries]
+    Bias *bias;               // [heads], int8 with a key bias
+    float *a, *b;             // [heads][queries][kMaxDim / 2]: see bias_scores
+    float *constant;          // [heads][queries], what channels that do not turn add
+};
+
+void prefetch_head(const char *p, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) prefetch(p + i);
+}
+
+/* scores[m][0..15] = q[m] . key(t) of one head, for 16 neighbouring slots; M queries; scores are kPart apart.
+ * key: the head's key in the first slot, `step` items from slot to slot; ahead: those that come next, or NULL. */
 template <int Kind, int M>
-void score_group(const kq_cache *cache, int64_t head, int64_t slot, const float *q, int64_t padded, float *scores) {
-    const int64_t dim = cache->head_dim, step = cache->num_kv_heads * dim;
+void score_floats(const char *key, const char *ahead, int64_t step, int64_t dim, const float *q, int64_t padded,
+                  float *scores) {
     F sums[M][kGroup];
-    for (int64_t t = 0; t < kGroup; t++) {
-        const char *key = static_cast<const char *>(cache->keys) + ((slot + t) * step + head * dim) * kItemBytes<Kind>;
+    for (int64_t t = 0; t < kGroup; t++, key += step * kItemBytes<Kind>) {
+        if (ahead) prefetch_head(ahead + t * step * kItemBytes<Kind>, dim * kItemBytes<Kind>);
         F acc[M];
         for (int m = 0; m < M; m++) acc[m] = f_zero();
         int64_t d = 0;
@@ -203,61 +239,52 @@ void score_group(const kq_cache *cache, int64_t head, int64_t slot, const float 
         }
         for (int m = 0; m < M; m++) sums[m][t] = acc[m];
     }
-    F scale = f_set(1.0f);
-    if constexpr (Kind == KQ_CACHE_INT8) {
-        float scales[kGroup];
-        for (int64_t t = 0; t < kGroup; t++)
-            scales[t] = float_from_f16(
-                static_cast<const uint16_t *>(cache->key_scales)[(slot + t) * cache->num_kv_heads + head]);
-        scale = f_load(scales);
-    }
-    for (int m = 0; m < M; m++) f_store(scores + m * kChunk, f_sums(sums[m]) * scale);
+    for (int m = 0; m < M; m++) f_store(scores + m * kPart, f_sums(sums[m]));
 }
 
-/* The largest of scores lo..hi-1, and the scores replaced by exp(score - largest); others become 0. Returns the sum. */
-float soften(float *scores, int64_t size, int64_t lo, int64_t hi, float *largest) {
-    for (int64_t i = 0; i < lo; i++) scores[i] = kNothing;
-    for (int64_t i = hi > lo ? hi : lo; i < size; i++) scores[i] = kNothing;
-    F most = f_set(kNothing);
-    for (int64_t i = 0; i < size; i += 16) most = f_max(most, f_load(scores + i));
-    *largest = f_largest(most);
-    if (hi <= lo) {
-        std::memset(scores, 0, static_cast<size_t>(size) * sizeof(float));
-        return 0.0f;
+/* The same of codes, without any scale. */
+template <int M>
+void score_codes(const char *key, const char *ahead, int64_t step, int64_t dim, const int16_t *q, int64_t padded,
+                 float *scores) {
+    F sums[M][kGroup];
+    for (int64_t t = 0; t < kGroup; t++, key += step) {
+        if (ahead) prefetch_head(ahead + t * step, dim);
+        I acc[M];
+        for (int m = 0; m < M; m++) acc[m] = i_zero();
+        const auto *codes = reinterpret_cast<const int8_t *>(key);
+        int64_t d = 0;
+        for (; d + kWord <= dim; d += kWord) {
+            const I k = i_load_i8_i16(codes + d);
+            for (int m = 0; m < M; m++) acc[m] = i_dot_s16(acc[m], i_load(q + m * padded + d), k);
+        }
+        if (d < dim) {
+            const I k = i_load_i8_i16_some(codes + d, dim - d);
+            for (int m = 0; m < M; m++) acc[m] = i_dot_s16(acc[m], i_load(q + m * padded + d), k);
+        }
+        for (int m = 0; m < M; m++) sums[m][t] = f_from_i(acc[m]);
     }
-    F sum = f_zero();
-    for (int64_t i = 0; i < size; i += 16) {
-        const F weight = f_exp(f_load(scores + i) - f_set(*largest));
-        f_store(scores + i, weight);
-        sum = sum + weight;
-    }
-    return f_sum(sum);
+    for (int m = 0; m < M; m++) f_store(scores + m * kPart, f_sums(sums[m]));
 }
 
-/* sums[m][d..] = sum over positions lo..hi-1 of weights[m][position - first] * value(position), C vectors from d on. */
+/* Weights of 16 neighbouring slots times their values onto sums, C vectors of columns from d on; lo..hi-1 of the 16. */
 template <int Kind, int M, int C>
-void mix_columns(const kq_cache *cache, const AttendTask *task, int64_t first, int64_t lo, int64_t hi, int64_t d,
-                 const float *weights, float *sums, int64_t sums_step) {
-    const int64_t dim = cache->head_dim, step = cache->num_kv_heads * dim;
+void mix_columns(const char *value, const char *ahead, int64_t step, int64_t dim, int64_t lo, int64_t hi, int64_t d,
+                 const float *weights, float *sums, int64_t padded) {
     F acc[M][C];
     for (int m = 0; m < M; m++)
-        for (int c = 0; c < C; c++) acc[m][c] = f_zero();
-    for (int64_t at = lo; at < hi;) {
-        const int64_t end = at / kGroup * kGroup + kGroup < hi ? at / kGroup * kGroup + kGroup : hi;
-        const char *value = static_cast<const char *>(cache->values) +
-                            (slot_of(cache, task->span, at) * step + task->head * dim + d) * kItemBytes<Kind>;
-        for (; at < end; at++, value += step * kItemBytes<Kind>) {
-            F v[C];
-            for (int c = 0; c < C; c++)
-                v[c] = C == 1 && d + 16 > dim ? load_8<Kind>(value, 0) : load_16<Kind>(value, 16 * c);
-            for (int m = 0; m < M; m++) {
-                const F w = f_set(weights[m * kChunk + at - first]);
-                for (int c = 0; c < C; c++) acc[m][c] = f_fma(w, v[c], acc[m][c]);
-            }
+        for (int c = 0; c < C; c++) acc[m][c] = f_load(sums + m * padded + d + 16 * c);
+    for (int64_t t = lo; t < hi; t++) {
+        if (ahead && d == 0) prefetch_head(ahead + t * step * kItemBytes<Kind>, dim * kItemBytes<Kind>);
+        const char *at = value + (t * step + d) * kItemBytes<Kind>;
+        F v[C];
+        for (int c = 0; c < C; c++) v[c] = C == 1 && d + 16 > dim ? load_8<Kind>(at, 0) : load_16<Kind>(at, 16 * c);
+        for (int m = 0; m < M; m++) {
+            const F w = f_set(weights[m * kPart + t]);
+            for (int c = 0; c < C; c++) acc[m][c] = f_fma(w, v[c], acc[m][c]);
         }
     }
     for (int m = 0; m < M; m++)
-        for (int c = 0; c < C; c++) f_store(sums + m * sums_step + d + 16 * c, acc[m][c]);
+        for (int c = 0; c < C; c++) f_store(sums + m * padded + d + 16 * c, acc[m][c]);
 }
 
 /* How many vectors of a value M queries can sum in registers. */
@@ -270,122 +297,226 @@ constexpr int columns_for(int queries) {
 }
 
 template <int Kind, int M>
-void mix(const kq_cache *cache, const AttendTask *task, int64_t first, int64_t lo, int64_t hi, const float *weights,
-         float *sums, int64_t sums_step) {
+void mix(const char *value, const char *ahead, int64_t step, int64_t dim, int64_t lo, int64_t hi, const float *weights,
+         float *sums, int64_t padded) {
     constexpr int C = columns_for(M);
-    const int64_t dim = cache->head_dim;
     int64_t d = 0;
     for (; d + 16 * C <= dim; d += 16 * C)
-        mix_columns<Kind, M, C>(cache, task, first, lo, hi, d, weights, sums, sums_step);
-    for (; d < dim; d += 16) mix_columns<Kind, M, 1>(cache, task, first, lo, hi, d, weights, sums, sums_step);
+        mix_columns<Kind, M, C>(value, ahead, step, dim, lo, hi, d, weights, sums, padded);
+    for (; d < dim; d += 16) mix_columns<Kind, M, 1>(value, ahead, step, dim, lo, hi, d, weights, sums, padded);
 }
 
-/* M queries from `query` on of a task with few, against all its positions: sums [M][padded], largest [M], total [M]. */
-template <int Kind, int M>
-void attend_few(const AttendArgs *args, const AttendTask *task, const Bias *bias, int64_t query, const float *q,
-                int64_t padded, float *scores, float *sums, float *largest, float *total) {
+typedef void (*ScoreFloatsFn)(const char *, const char *, int64_t, int64_t, const float *, int64_t, float *);
+typedef void (*ScoreCodesFn)(const char *, const char *, int64_t, int64_t, const int16_t *, int64_t, float *);
+typedef void (*MixFn)(const char *, const char *, int64_t, int64_t, int64_t, int64_t, const float *, float *, int64_t);
+template <int Kind>
+constexpr ScoreFloatsFn kScoreFloats[9] = {
+    nullptr, score_floats<Kind, 1>, score_floats<Kind, 2>, score_floats<Kind, 3>, score_floats<Kind, 4>,
+    score_floats<Kind, 5>, score_floats<Kind, 6>, score_floats<Kind, 7>, score_floats<Kind, 8>};
+constexpr ScoreCodesFn kScoreCodes[9] = {nullptr, score_codes<1>, score_codes<2>, score_codes<3>, score_codes<4>,
+                                         score_codes<5>, score_codes<6>, score_codes<7>, score_codes<8>};
+template <int Kind>
+constexpr MixFn kMix[9] = {nullptr, mix<Kind, 1>, mix<Kind, 2>, mix<Kind, 3>, mix<Kind, 4>,
+                           mix<Kind, 5>, mix<Kind, 6>, mix<Kind, 7>, mix<Kind, 8>};
+
+/* How many of `left` queries go together: blocks of about equal size. */
+int64_t block_of(int64_t left) {
+    const int64_t blocks = (left + kTogether - 1) / kTogether;
+    return (left + blocks - 1) / blocks;
+}
+
+/* One query to 16-bit codes; returns their step. */
+float round_query(const float *q, int64_t padded, int16_t *codes) {
+    F largest = f_zero();
+    for (int64_t d = 0; d < padded; d += 16) largest = f_max(largest, f_abs(f_load(q + d)));
+    const float most = f_largest(largest), inverse = most > 0.0f ? 32767.0f / most : 0.0f;
+    for (int64_t d = 0; d < padded; d++) codes[d] = static_cast<int16_t>(__builtin_rintf(q[d] * inverse));
+    return most / 32767.0f;
+}
+
+template <int Kind>
+Few prepare_few(const AttendArgs *args, const AttendTask *task, char *scratch) {
     const kq_cache *cache = args->cache;
-    const int64_t shared = heads_per_key(cache), half = cache->rotary_dim / 2;
-    const int64_t base = task->begin / kGroup * kGroup, size = (task->end - base + kGroup - 1) / kGroup * kGroup;
-    float a[M][kMaxDim / 2], b[M][kMaxDim / 2], constant[M] = {};
-    if (Kind == KQ_CACHE_INT8 && cache->key_bias) {
-        for (int m = 0; m < M; m++) {
-            const float *row = q + m * padded;
-            for (int64_t n = 0; n < bias->count; n++) {
-                const float low = row[bias->pair[n]], high = row[half + bias->pair[n]];
-                a[m][n] = low * bias->low[n] + high * bias->high[n];
-                b[m][n] = high * bias->low[n] - low * bias->high[n];
-            }
-            for (int64_t d = cache->rotary_dim; d < cache->head_dim; d++)
-                constant[m] += row[d] * cache->key_bias[task->head * cache->head_dim + d];
+    Few few{};
+    few.queries = queries_of(cache, task);
+    few.padded = (cache->head_dim + kWord - 1) / kWord * kWord;
+    const int64_t heads = task->head_end - task->head, rows = heads * few.queries;
+    few.q = carve(&scratch, rows * few.padded);
+    few.scores = carve(&scratch, rows * kPart);
+    few.sums = carve(&scratch, rows * few.padded);
+    few.largest = carve(&scratch, rows);
+    few.total = carve(&scratch, rows);
+    for (int64_t h = 0; h < heads; h++)
+        load_queries(args, task, task->head + h, few.q + h * few.queries * few.padded, few.padded);
+    std::memset(few.sums, 0, static_cast<size_t>(rows * few.padded) * sizeof(float));
+    if (Kind != KQ_CACHE_INT8) return few;
+    few.codes = reinterpret_cast<int16_t *>(carve(&scratch, rows * few.padded / 2));
+    few.steps = carve(&scratch, rows);
+    for (int64_t i = 0; i < rows; i++)
+        few.steps[i] = round_query(few.q + i * few.padded, few.padded, few.codes + i * few.padded);
+    if (!cache->key_bias) return few;
+    const int64_t half = cache->rotary_dim / 2;
+    few.bias = reinterpret_cast<Bias *>(carve(&scratch, heads * static_cast<int64_t>(sizeof(Bias) / sizeof(float))));
+    few.a = carve(&scratch, rows * (kMaxDim / 2));
+    few.b = carve(&scratch, rows * (kMaxDim / 2));
+    few.constant = carve(&scratch, rows);
+    for (int64_t i = 0; i < rows; i++) {
+        const int64_t head = task->head + i / few.queries;
+        Bias *bias = &few.bias[i / few.queries];
+        if (i % few.queries == 0) *bias = load_bias(cache, task->span, head, &scratch);
+        const float *q = few.q + i * few.padded;
+        for (int64_t n = 0; n < bias->count; n++) {
+            const float low = q[bias->pair[n]], high = q[half + bias->pair[n]];
+            few.a[i * (kMaxDim / 2) + n] = low * bias->low[n] + high * bias->high[n];
+            few.b[i * (kMaxDim / 2) + n] = high * bias->low[n] - low * bias->high[n];
         }
+        few.constant[i] = 0.0f;
+        for (int64_t d = cache->rotary_dim; d < cache->head_dim; d++)
+            few.constant[i] += q[d] * cache->key_bias[head * cache->head_dim + d];
     }
-    for (int64_t at = 0; at < size; at += kGroup) {
-        score_group<Kind, M>(cache, task->head, slot_of(cache, task->span, base + at), q, padded, scores + at);
-        if (Kind != KQ_CACHE_INT8 || !cache->key_bias) continue;
-        for (int m = 0; m < M; m++) {
-            float *score = scores + m * kChunk + at;
-            const F add = bias_scores(cache, task->span, bias, a[m], b[m], base + at) + f_set(constant[m]);
-            f_store(score, f_load(score) + add);
+    return few;
+}
+
+/* int8: scores of one head and 16 positions from `base` on get their scales and what the bias adds. */
+void finish_scores(const kq_cache *cache, const AttendTask *task, const Few *few, int64_t h, int64_t base,
+                   const uint16_t *key_scales, float *scores) {
+    float scales[kGroup];
+    for (int64_t t = 0; t < kGroup; t++) scales[t] = float_from_f16(key_scales[t * cache->num_kv_heads + h]);
+    const F scale = f_load(scales);
+    for (int64_t m = 0; m < few->queries; m++) {
+        const int64_t i = h * few->queries + m;
+        F score = f_load(scores + m * kPart) * scale * f_set(few->steps[i]);
+        if (few->bias) {
+            const float *a = few->a + i * (kMaxDim / 2), *b = few->b + i * (kMaxDim / 2);
+            score = score + bias_scores(cache, task->span, &few->bias[h], a, b, base) + f_set(few->constant[i]);
         }
+        f_store(scores + m * kPart, score);
     }
-    int64_t oldest = task->end, newest = task->begin;
-    for (int m = 0; m < M; m++) {
-        const int64_t place = task->span->start + task->first + (query + m) / shared;
-        int64_t lo = oldest_seen(place, args->window), hi = place + 1;
-        lo = lo < task->begin ? task->begin : lo;
-        hi = hi > task->end ? task->end : hi;
-        total[m] = soften(scores + m * kChunk, size, lo - base, hi - base, &largest[m]);
-        oldest = lo < oldest ? lo : oldest;
-        newest = hi > newest ? hi : newest;
+}
+
+/* Which positions of a task row query i sees. */
+struct Range { int64_t lo, hi; };
+Range seen_by(const AttendArgs *args, const AttendTask *task, int64_t query) {
+    const int64_t place = task->span->start + task->first + query / heads_per_key(args->cache);
+    const int64_t lo = oldest_seen(place, args->window), hi = place + 1;
+    return {lo > task->begin ? lo : task->begin, hi < task->end ? hi : task->end};
+}
+
+/* Scores lo..hi-1 become exp(score - largest), others 0. Returns their sum. */
+float soften(float *scores, int64_t size, int64_t lo, int64_t hi, float *largest) {
+    *largest = kNothing;
+    if (hi <= lo) {
+        std::memset(scores, 0, static_cast<size_t>(size) * sizeof(float));
+        return 0.0f;
     }
-    if constexpr (Kind == KQ_CACHE_INT8) {
-        const auto *scales = static_cast<const uint16_t *>(cache->value_scales) + task->head;
-        for (int64_t at = oldest; at < newest; at++) {
-            const float scale = float_from_f16(scales[slot_of(cache, task->span, at) * cache->num_kv_heads]);
-            for (int m = 0; m < M; m++) scores[m * kChunk + at - base] *= scale;
-        }
+    for (int64_t i = 0; i < lo; i++) scores[i] = kNothing;
+    for (int64_t i = hi; i < size; i++) scores[i] = kNothing;
+    F most = f_set(kNothing);
+    for (int64_t i = 0; i < size; i += 16) most = f_max(most, f_load(scores + i));
+    *largest = f_largest(most);
+    F sum = f_zero();
+    for (int64_t i = 0; i < size; i += 16) {
+        const F weight = f_exp(f_load(scores + i) - f_set(*largest));
+        f_store(scores + i, weight);
+        sum = sum + weight;
     }
-    mix<Kind, M>(cache, task, base, oldest, newest, scores, sums, padded);
+    return f_sum(sum);
 }
 
 /* A query's result: into `partial` as it is, or divided by its sum of weights to out. */
-void finish_query(const AttendArgs *args, const AttendTask *task, int64_t query, const float *sums, float largest,
-                  float total) {
+void finish_query(const AttendArgs *args, const AttendTask *task, int64_t head, int64_t query, const float *sums,
+                  float largest, float total) {
     const kq_cache *cache = args->cache;
     const int64_t dim = cache->head_dim, shared = heads_per_key(cache);
     float *to;
     float scale = 1.0f;
     if (task->partial) {
-        to = task->partial + query * query_floats(cache);
+        to = task->partial + ((head - task->head) * queries_of(cache, task) + query) * query_floats(cache);
         to[dim] = largest;
         to[dim + 1] = total;
     } else {
         const int64_t row = task->span->first_row + task->first + query / shared;
-        to = args->out + (row * cache->num_heads + task->head * shared + query % shared) * dim;
+        to = args->out + (row * cache->num_heads + head * shared + query % shared) * dim;
         scale = 1.0f / total;
     }
     for (int64_t d = 0; d < dim; d++) to[d] = sums[d] * scale;
 }
 
+/* Loops: keys by 16 positions, then by head, so that memory is read in its order; then the softmax of each query over
+ * the part; then values in the same order. What comes next is fetched ahead. */
 template <int Kind>
-using FewFn = void (*)(const AttendArgs *, const AttendTask *, const Bias *, int64_t, const float *, int64_t, float *,
-                       float *, float *, float *);
-template <int Kind>
-constexpr FewFn<Kind> kFew[9] = {nullptr, attend_few<Kind, 1>, attend_few<Kind, 2>, attend_few<Kind, 3>,
-                                 attend_few<Kind, 4>, attend_few<Kind, 5>, attend_few<Kind, 6>, attend_few<Kind, 7>,
-                                 attend_few<Kind, 8>};
-
-template <int Kind>
-void attend_all_few(const AttendArgs *args, const AttendTask *task, char *scratch) {
+void attend_few(const AttendArgs *args, const AttendTask *task, char *scratch) {
     const kq_cache *cache = args->cache;
-    const int64_t padded = (cache->head_dim + 15) / 16 * 16;
-    const int64_t queries = (task->last - task->first) * heads_per_key(cache);
-    auto *bias = reinterpret_cast<Bias *>(scratch);
-    auto *scores = reinterpret_cast<float *>(scratch + (sizeof(Bias) + 63) / 64 * 64);
-    float *q = scores + 8 * kChunk;
-    load_bias(cache, task->span, task->head, bias);
-    load_queries(args, task, q, padded);
-    for (int64_t query = 0; query < queries;) {
-        const int64_t left = queries - query, rounds = (left + kTogether - 1) / kTogether;
-        const int64_t count = (left + rounds - 1) / rounds;
-        alignas(64) float sums[8 * kMaxDim];
-        float largest[8], total[8];
-        kFew<Kind>[count](args, task, bias, query, q + query * padded, padded, scores, sums, largest, total);
-        for (int64_t m = 0; m < count; m++)
-            finish_query(args, task, query + m, sums + m * padded, largest[m], total[m]);
-        query += count;
+    const int64_t dim = cache->head_dim, num_kv_heads = cache->num_kv_heads, step = num_kv_heads * dim;
+    const int64_t heads = task->head_end - task->head, head_bytes = dim * kItemBytes<Kind>;
+    const int64_t base = task->begin / kGroup * kGroup, size = (task->end - base + kGroup - 1) / kGroup * kGroup;
+    const Few few = prepare_few<Kind>(args, task, scratch);
+    const auto start_of = [&](const void *tensor, int64_t at) {
+        const int64_t slot = slot_of(cache, task->span, base + at);
+        return static_cast<const char *>(tensor) + (slot * num_kv_heads + task->head) * head_bytes;
+    };
+    for (int64_t at = 0; at < size; at += kGroup) {
+        const char *keys = start_of(cache->keys, at);
+        const char *ahead = at + kGroup < size ? start_of(cache->keys, at + kGroup) : start_of(cache->values, 0);
+        for (int64_t h = 0; h < heads; h++) {
+            float *scores = few.scores + h * few.queries * kPart + at;
+            for (int64_t m = 0, count; m < few.queries; m += count) {
+                count = block_of(few.queries - m);
+                const char *next = m == 0 ? ahead + h * head_bytes : nullptr;
+                const int64_t from = (h * few.queries + m) * few.padded;
+                if constexpr (Kind == KQ_CACHE_INT8)
+                    kScoreCodes[count](keys + h * head_bytes, next, step, dim, few.codes + from, few.padded,
+                                       scores + m * kPart);
+                else
+                    kScoreFloats<Kind>[count](keys + h * head_bytes, next, step, dim, few.q + from, few.padded,
+                                              scores + m * kPart);
+            }
+            if (Kind != KQ_CACHE_INT8) continue;
+            const int64_t slot = slot_of(cache, task->span, base + at);
+            const auto *scales = static_cast<const uint16_t *>(cache->key_scales) + slot * num_kv_heads + task->head;
+            finish_scores(cache, task, &few, h, base + at, scales, scores);
+        }
     }
+    for (int64_t i = 0; i < heads * few.queries; i++) {
+        const Range seen = seen_by(args, task, i % few.queries);
+        few.total[i] = soften(few.scores + i * kPart, size, seen.lo - base, seen.hi - base, &few.largest[i]);
+    }
+    for (int64_t at = 0; at < size; at += kGroup) {
+        const char *values = start_of(cache->values, at);
+        const char *ahead = at + kGroup < size ? start_of(cache->values, at + kGroup) : nullptr;
+        const int64_t lo = task->begin - base > at ? task->begin - base - at : 0;
+        const int64_t hi = task->end - base < at + kGroup ? task->end - base - at : kGroup;
+        for (int64_t h = 0; h < heads; h++) {
+            float *weights = few.scores + h * few.queries * kPart + at;
+            if constexpr (Kind == KQ_CACHE_INT8) {
+                const int64_t slot = slot_of(cache, task->span, base + at);
+                const auto *scales = static_cast<const uint16_t *>(cache->value_scales) + task->head + h;
+                for (int64_t t = lo; t < hi; t++) {
+                    const float scale = float_from_f16(scales[(slot + t) * num_kv_heads]);
+                    for (int64_t m = 0; m < few.queries; m++) weights[m * kPart + t] *= scale;
+                }
+            }
+            for (int64_t m = 0, count; m < few.queries; m += count) {
+                count = block_of(few.queries - m);
+                const char *next = m == 0 && ahead ? ahead + h * head_bytes : nullptr;
+                kMix<Kind>[count](values + h * head_bytes, next, step, dim, lo, hi, weights + m * kPart,
+                                  few.sums + (h * few.queries + m) * few.padded, few.padded);
+            }
+        }
+    }
+    for (int64_t i = 0; i < heads * few.queries; i++)
+        finish_query(args, task, task->head + i / few.queries, i % few.queries, few.sums + i * few.padded,
+                     few.largest[i], few.total[i]);
 }
 
 /* out = sum_p e^(largest_p - largest) sums_p / sum_p e^(largest_p - largest) total_p, parts in order. */
 void merge_parts(const AttendArgs *args, const AttendTask *task, const float *partial, int64_t parts) {
     const kq_cache *cache = args->cache;
-    const int64_t dim = cache->head_dim, floats = task_floats(cache, task);
+    const int64_t dim = cache->head_dim, floats = task_floats(cache, task), queries = queries_of(cache, task);
     AttendTask whole = *task;
     whole.partial = nullptr;
-    for (int64_t query = 0; query < floats / query_floats(cache); query++) {
-        const float *one = partial + query * query_floats(cache);
+    for (int64_t i = 0; i < floats / query_floats(cache); i++) {
+        const float *one = partial + i * query_floats(cache);
         float largest = kNothing, total = 0.0f;
         for (int64_t p = 0; p < parts; p++)
             if (one[p * floats + dim] > largest) largest = one[p * floats + dim];
@@ -396,7 +527,7 @@ void merge_parts(const AttendArgs *args, const AttendTask *task, const float *pa
             total += weight * part[dim + 1];
             for (int64_t d = 0; d < dim; d++) sums[d] += weight * part[d];
         }
-        finish_query(args, &whole, query, sums, largest, total);
+        finish_query(args, &whole, task->head + i / queries, i % queries, sums, largest, total);
     }
 }
 
@@ -475,7 +606,7 @@ void widen_keys(const kq_cache *cache, const AttendTask *task, const Bias *bias,
     for (int64_t n = 0; n < bias->count; n++) {
         const int64_t i = bias->pair[n];
         const F c0 = f_set(task->span->cos[base * half + i]), s0 = f_set(task->span->sin[base * half + i]);
-        const F ct = f_load(bias->cos[n]), st = f_load(bias->sin[n]);
+        const F ct = f_load(bias->cos + n * kGroup), st = f_load(bias->sin + n * kGroup);
         const F c = c0 * ct - s0 * st, s = s0 * ct + c0 * st;
         float *low = panel + i * 16, *high = panel + (half + i) * 16;
         f_store(low, f_load(low) + f_set(bias->low[n]) * c - f_set(bias->high[n]) * s);
@@ -503,16 +634,10 @@ void widen_values(const kq_cache *cache, const AttendTask *task, int64_t base, i
     }
 }
 
-struct Range { int64_t lo, hi; };
-
 /* Which of the positions base..base + kKeys - 1 query i of the task sees, counted from base. */
-Range visible(const AttendArgs *args, const AttendTask *task, int64_t base, int64_t query) {
-    const int64_t place = task->span->start + task->first + query / heads_per_key(args->cache);
-    int64_t lo = oldest_seen(place, args->window), hi = place + 1;
-    if (lo < task->begin) lo = task->begin;
-    if (hi > task->end) hi = task->end;
-    lo = lo < base ? 0 : lo - base;
-    hi = hi < base ? 0 : hi - base;
+Range seen_from(const AttendArgs *args, const AttendTask *task, int64_t base, int64_t query) {
+    const Range seen = seen_by(args, task, query);
+    const int64_t lo = seen.lo < base ? 0 : seen.lo - base, hi = seen.hi < base ? 0 : seen.hi - base;
     return {lo < kKeys ? lo : kKeys, hi < kKeys ? hi : kKeys};
 }
 
@@ -549,7 +674,7 @@ void soften_running(Many *many, int64_t query, Range seen, Range computed) {
 
 /* Queries first..last-1 (at most kRows) against the widened positions from base on. */
 void score_rows(const AttendArgs *args, const AttendTask *task, Many *many, int64_t base, int64_t first, int64_t last) {
-    const Range early = visible(args, task, base, first), late = visible(args, task, base, last - 1);
+    const Range early = seen_from(args, task, base, first), late = seen_from(args, task, base, last - 1);
     const Range computed = {early.lo / 16 * 16, (late.hi + 15) / 16 * 16};
     if (computed.hi <= computed.lo) return;
     const int64_t panel = 16 * many->padded;
@@ -557,24 +682,17 @@ void score_rows(const AttendArgs *args, const AttendTask *task, Many *many, int6
             args->cache->head_dim, many->scores + first * kKeys + computed.lo, kKeys,
             (computed.hi - computed.lo) / 16, false);
     for (int64_t query = first; query < last; query++)
-        soften_running(many, query, visible(args, task, base, query), computed);
+        soften_running(many, query, seen_from(args, task, base, query), computed);
     product(many->scores + first * kKeys + early.lo, kKeys, last - first, many->values + 16 * early.lo, 16 * kKeys,
             late.hi - early.lo, many->sums + first * many->padded, many->padded, many->padded / 16, true);
-}
-
-float *carve(char **scratch, int64_t floats) {
-    auto *start = reinterpret_cast<float *>(*scratch);
-    *scratch += (floats * static_cast<int64_t>(sizeof(float)) + 63) / 64 * 64;
-    return start;
 }
 
 /* Loops: keys by kKeys, then queries by kRows, so that a block of keys is in the cache for all queries. */
 template <int Kind>
 void attend_many(const AttendArgs *args, const AttendTask *task, char *scratch) {
     const kq_cache *cache = args->cache;
-    auto *bias = reinterpret_cast<Bias *>(carve(&scratch, sizeof(Bias) / sizeof(float)));
     Many many{};
-    many.queries = (task->last - task->first) * heads_per_key(cache);
+    many.queries = queries_of(cache, task);
     many.padded = (cache->head_dim + 15) / 16 * 16;
     many.q = carve(&scratch, many.queries * many.padded);
     many.sums = carve(&scratch, many.queries * many.padded);
@@ -583,8 +701,8 @@ void attend_many(const AttendArgs *args, const AttendTask *task, char *scratch) 
     many.scores = carve(&scratch, many.queries * kKeys);
     many.largest = carve(&scratch, many.queries);
     many.total = carve(&scratch, many.queries);
-    load_bias(cache, task->span, task->head, bias);
-    load_queries(args, task, many.q, many.padded);
+    const Bias bias = load_bias(cache, task->span, task->head, &scratch);
+    load_queries(args, task, task->head, many.q, many.padded);
     std::memset(many.sums, 0, static_cast<size_t>(many.queries * many.padded) * sizeof(float));
     for (int64_t i = 0; i < many.queries; i++) {
         many.largest[i] = kNothing;
@@ -593,27 +711,28 @@ void attend_many(const AttendArgs *args, const AttendTask *task, char *scratch) 
     for (int64_t base = task->begin / kGroup * kGroup; base < task->end; base += kKeys) {
         const int64_t end = base + kKeys < task->end ? base + kKeys : task->end;
         for (int64_t at = base; at < end; at += kGroup)
-            widen_keys<Kind>(cache, task, bias, at, many.keys + (at - base) * many.padded);
+            widen_keys<Kind>(cache, task, &bias, at, many.keys + (at - base) * many.padded);
         widen_values<Kind>(cache, task, base, base > task->begin ? base : task->begin, end, many.values);
         for (int64_t first = 0; first < many.queries; first += kRows)
             score_rows(args, task, &many, base, first, first + kRows < many.queries ? first + kRows : many.queries);
     }
     for (int64_t i = 0; i < many.queries; i++)
-        finish_query(args, task, i, many.sums + i * many.padded, many.largest[i], many.total[i]);
+        finish_query(args, task, task->head, i, many.sums + i * many.padded, many.largest[i], many.total[i]);
 }
 
 /* --- A task ------------------------------------------------------------------------------------------------------ */
 
 template <int Kind>
 void attend_kind(const AttendArgs *args, const AttendTask *task, char *scratch) {
-    if (task->writes) attend_all_few<Kind>(args, task, scratch);
+    if (task->writes) attend_few<Kind>(args, task, scratch);
     else attend_many<Kind>(args, task, scratch);
 }
 
 void attend_rows(const AttendArgs *args, const AttendTask *task, void *scratch) {
     if (task->writes) {
         const int64_t first = task->span->start > task->begin ? task->span->start : task->begin;
-        if (first < task->end) write_rows(args, task->span, task->head, first, task->end, scratch);
+        for (int64_t head = task->head; first < task->end && head < task->head_end; head++)
+            write_rows(args, task->span, head, first, task->end, scratch);
     }
     switch (args->cache->kind) {
         case KQ_CACHE_BF16: return attend_kind<KQ_CACHE_BF16>(args, task, static_cast<char *>(scratch));
