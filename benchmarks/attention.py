@@ -3,7 +3,7 @@
 python benchmarks/attention.py [--json FILE] [--only decode|prefill] [--shapes NAME ...]
 
 Every measurement walks over enough layers that no cache level holds them, interleaves all that is compared, and takes
-the best of its rounds: other programs can only slow it down.
+the best of its rounds for every layer: other programs can only slow it down.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -82,30 +83,27 @@ class Step:
         self.structs = [paged._layer_struct(layer) for layer in layers]
         self.places_struct = paged._places_struct(self.spans, self.places)
 
-    def run(self) -> None:
+    def calls(self) -> list[Callable[[], object]]:
+        """One for each layer."""
         library = cpu.library()
         assert library is not None
-        for layer in self.structs:
-            library.kq_attention(
-                ctypes.byref(layer),
-                ctypes.byref(self.places_struct),
-                self.qkv.data_ptr(),
-                None,
-                None,
-                0.0,
-                0,
-                self.out.data_ptr(),
-            )
+        qkv, out, places = self.qkv.data_ptr(), self.out.data_ptr(), ctypes.byref(self.places_struct)
+        return [
+            partial(library.kq_attention, ctypes.byref(layer), places, qkv, None, None, 0.0, 0, out)
+            for layer in self.structs
+        ]
 
 
-def best_seconds(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    best = dict.fromkeys(runs, float("inf"))
+def best_seconds(runs: dict[str, list[Callable[[], object]]], rounds: int) -> dict[str, float]:
+    """Seconds of all calls of each run, every call at its best round."""
+    best = {name: [float("inf")] * len(calls) for name, calls in runs.items()}
     for _ in range(rounds):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            best[name] = min(best[name], time.perf_counter() - start)
-    return best
+        for name, calls in runs.items():
+            for i, call in enumerate(calls):
+                start = time.perf_counter()
+                call()
+                best[name][i] = min(best[name][i], time.perf_counter() - start)
+    return {name: sum(times) for name, times in best.items()}
 
 
 def decode(name: str, context: int, rounds: int, batch: int = 1) -> dict[str, float | str]:
@@ -114,21 +112,17 @@ def decode(name: str, context: int, rounds: int, batch: int = 1) -> dict[str, fl
     slots = batch * -(-(context + 1) // BLOCK) * BLOCK
     token = 2 * shape.kv_heads * shape.dim
     count = max(2, int(BEYOND_CACHES / (slots * token * 2)))
-    runs: dict[str, Callable[[], object]] = {}
+    runs: dict[str, list[Callable[[], object]]] = {}
     for kind, pairs in (("bf16", 0), ("int8", 0), ("int8 + bias", 8)):
         layers = [make_layer(shape, kind[:4], slots, pairs)]
         layers += [replicate(layers[0]) for _ in range(count - 1)]
-        runs[kind] = Step(shape, layers, [context] * batch, 1).run
+        runs[kind] = Step(shape, layers, [context] * batch, 1).calls()
     keys, values = (torch.randn(count, batch, shape.kv_heads, context, shape.dim).bfloat16() for _ in range(2))
     query = torch.randn(batch, shape.heads, 1, shape.dim).bfloat16()
-
-    def sdpa() -> None:
-        for k, v in zip(keys, values, strict=True):
-            F.scaled_dot_product_attention(query, k, v, enable_gqa=shape.heads != shape.kv_heads)
-
-    runs["torch"] = sdpa
+    sdpa = partial(F.scaled_dot_product_attention, enable_gqa=shape.heads != shape.kv_heads)
+    runs["torch"] = [partial(sdpa, query, k, v) for k, v in zip(keys, values, strict=True)]
     ruler = torch.ones(int(BEYOND_CACHES) // 4)
-    runs["read"] = ruler.sum
+    runs["read"] = [piece.sum for piece in ruler.chunk(40)]
     best = best_seconds(runs, rounds)
     read = ruler.nbytes / best.pop("read") / 1e9
     row: dict[str, float | str] = {"shape": name, "context": context, "batch": batch, "read GB/s": read}
@@ -150,15 +144,14 @@ def prefill(name: str, tokens: int, rounds: int) -> dict[str, float | str]:
     """A whole prompt; the arithmetic that counts is that of the causal half."""
     shape = SHAPES[name]
     slots = -(-tokens // BLOCK) * BLOCK
-    runs: dict[str, Callable[[], object]] = {}
+    runs: dict[str, list[Callable[[], object]]] = {}
     for kind, pairs in (("bf16", 0), ("int8", 0), ("int8 + bias", 8)):
-        runs[kind] = Step(shape, [make_layer(shape, kind[:4], slots, pairs)], [0], tokens).run
+        runs[kind] = Step(shape, [make_layer(shape, kind[:4], slots, pairs)], [0], tokens).calls()
     for kind, dtype in (("torch bf16", torch.bfloat16), ("torch fp32", torch.float32)):
         q = torch.randn(1, shape.heads, tokens, shape.dim).to(dtype)
         k, v = (torch.randn(1, shape.kv_heads, tokens, shape.dim).to(dtype) for _ in range(2))
-        runs[kind] = lambda q=q, k=k, v=v: F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, enable_gqa=shape.heads != shape.kv_heads
-        )
+        sdpa = partial(F.scaled_dot_product_attention, is_causal=True, enable_gqa=shape.heads != shape.kv_heads)
+        runs[kind] = [partial(sdpa, q, k, v)]
     best = best_seconds(runs, rounds)
     work = 4 * shape.heads * shape.dim * tokens * (tokens + 1) / 2
     row: dict[str, float | str] = {"shape": name, "tokens": tokens}

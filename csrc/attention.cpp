@@ -161,7 +161,6 @@ void run_writes(void *context, int64_t first, int64_t last, int, void *scratch) 
 
 KQ_API void kq_attention(const kq_cache *cache, const kq_places *places, const float *qkv, const float *q_norm,
                          const float *k_norm, float eps, int32_t window, float *out) {
-    begin_region();
     AttendArgs args = {cache, places, qkv, q_norm, k_norm, eps, window, out};
     begin_region();  // nobody else's call uses the workspace meanwhile
     Plan plan = {&args, choose_ranges(&args), 0, 0, 0, true};
