@@ -33,6 +33,11 @@ COMMANDS = {
         "Write a checkpoint in another layout.",
         "kiloq convert Qwen/Qwen-1_8B-Chat out --to qwen2",
     ),
+    "quantize": (
+        "kiloq.cli.quantize:quantize",
+        "Make a model smaller and faster: 4 or 8 bits a weight.",
+        "kiloq quantize -m Qwen/Qwen3-0.6B --bits 4 -o qwen3-int4",
+    ),
 }
 # Groups of commands, each with pages of its own.
 GROUPS = {
@@ -41,6 +46,7 @@ GROUPS = {
         "Train, expand and inspect vocabularies.",
         'kiloq tokenizer inspect "Hello, 世界"',
     ),
+    "eval": ("kiloq.cli.eval_commands:app", "Measure how good a model is.", "kiloq eval perplexity novel.txt"),
     "train": ("kiloq.cli.train_commands:app", "Train a model from a recipe.", "kiloq train sft recipes/mini/sft.toml"),
 }
 

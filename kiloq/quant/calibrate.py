@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kiloq.errors import ConfigError, NumericsError
 from kiloq.model import ModelConfig
-from kiloq.ops.layout import QuantWeight
+from kiloq.ops.layout import GROUP_SIZES, QuantWeight
 
 from .calibration_data import CalibrationData
 from .gptq import GptqConfig, InputMoments, MatrixReport, quantize_matrix
@@ -30,6 +30,7 @@ ReadWeight = Callable[[str], Tensor]
 
 # In the order in which a token meets them: each is measured behind those before it.
 MATRICES = ("attn.qkv", "attn.out", "mlp.gate_up", "mlp.down")
+_SMALL = 512  # inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +60,7 @@ class LayerReport:
 
 def schemes(config: ModelConfig, wanted: QuantizeConfig) -> dict[str, Scheme]:
     """How each matrix of a layer will be kept; ConfigError if the wish does not fit its size."""
-    inputs = {
-        "attn.qkv": config.hidden_size,
-        "attn.out": config.num_heads * config.head_dim,
-        "mlp.gate_up": config.hidden_size,
-        "mlp.down": config.intermediate_size,
-    }
+    inputs = _inputs(config)
     found = {name: fit(name, inputs[name], wanted.bits, wanted.group_size) for name in MATRICES}
     return {
         name: Scheme(
@@ -74,6 +70,25 @@ def schemes(config: ModelConfig, wanted: QuantizeConfig) -> dict[str, Scheme]:
             clip=wanted.clip,
         )
         for name, scheme in found.items()
+    }
+
+
+def default_group_size(config: ModelConfig) -> int:
+    """The group size for 4 bits where nobody says one: the largest that fits all matrices which any fits.
+
+    Small models have few weights to make good a loss with: there, finer groups.
+    """
+    sizes = [size for size in _inputs(config).values() if size % GROUP_SIZES[0] == 0]
+    fitting = [group for group in GROUP_SIZES if all(size % group == 0 for size in sizes)]
+    return min(fitting[-1] if fitting else GROUP_SIZES[0], 64 if config.hidden_size < _SMALL else 128)
+
+
+def _inputs(config: ModelConfig) -> dict[str, int]:
+    return {
+        "attn.qkv": config.hidden_size,
+        "attn.out": config.num_heads * config.head_dim,
+        "mlp.gate_up": config.hidden_size,
+        "mlp.down": config.intermediate_size,
     }
 
 

@@ -28,8 +28,7 @@ class Scheme:
     clip: bool = True
 
     def __post_init__(self) -> None:
-        if self.bits not in (4, 8):
-            raise ConfigError(f"bits is {self.bits}; weights can have 4 or 8 bits.")
+        checked_bits(self.bits)
         if self.bits == 4 and self.group_size not in GROUP_SIZES:
             raise ConfigError(
                 f"group_size is {self.group_size}; with 4 bits it must be one of {', '.join(map(str, GROUP_SIZES))}."
@@ -55,6 +54,14 @@ class Grid:
         """The nearest codes, and what they stand for; all three of one shape."""
         codes = torch.round(values / scales).add_(zeros).clamp_(self.low, self.high)
         return codes, (codes - zeros) * scales
+
+
+def checked_bits(bits: int) -> Literal[4, 8]:
+    """The number, if weights can have so many bits."""
+    match bits:
+        case 4 | 8:
+            return bits
+    raise ConfigError(f"bits is {bits}; weights can have 4 or 8 bits.")
 
 
 def fit(name: str, columns: int, bits: Literal[4, 8], group_size: int | None) -> Scheme:

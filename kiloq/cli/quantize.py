@@ -1,0 +1,224 @@
+"""`kiloq quantize`: a checkpoint in fewer bits. The work is done in kiloq.quant and kiloq.checkpoint."""
+
+import json
+import random
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from kiloq.cli.options import Model
+from kiloq.cli.terminal import say
+from kiloq.errors import CheckpointError, DataError
+
+if TYPE_CHECKING:
+    from kiloq.checkpoint import Checkpoint
+    from kiloq.model import ModelConfig
+    from kiloq.quant.calibrate import LayerReport, QuantizeConfig
+    from kiloq.quant.calibration_data import CalibrationData
+
+_HELD_ROWS = 16
+# Perplexity before and after is a courtesy: at most this many weights times tokens, and this large a model.
+_CHEAP_WORK, _CHEAP_MODEL = 4e12, 3e9
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class GridOptions:
+    """How the weights are kept."""
+
+    bits: Annotated[int, Parameter(help="4 or 8.")] = 4
+    group_size: Annotated[
+        int | None,
+        Parameter(help="32, 64 or 128 neighbours share a scale. Default: by the model's size; with 8 bits, a row."),
+    ] = None
+    asymmetric: Annotated[
+        bool, Parameter(negative="", help="4 bits: each group has a zero of its own; fewer programs read that.")
+    ] = False
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class SolverOptions:
+    """How the codes are found."""
+
+    method: Annotated[
+        Literal["gptq", "rtn"], Parameter(help="rtn rounds to nearest: no calibration, seconds, larger errors.")
+    ] = "gptq"
+    order: Annotated[
+        Literal["static", "act", "none"],
+        Parameter(help="Which columns first: static = large inputs, at no cost later; act = with groups of their own."),
+    ] = "static"
+    correction: Annotated[
+        float, Parameter(help="The share of GPTAQ's correction, 0 to 1: what earlier layers lost is made good too.")
+    ] = 0.0
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions:
+    """What the model reads while it is measured."""
+
+    calibration: Annotated[
+        list[Path] | None,
+        Parameter(help="Text, .jsonl with `text`, or conversations as for training; may be repeated.", negative=""),
+    ] = None
+    samples: Annotated[int, Parameter(help="Rows at most.")] = 256
+    max_length: Annotated[int, Parameter(help="Tokens of a row at most.")] = 512
+    seed: Annotated[int, Parameter(help="Which rows are taken.")] = 0
+
+
+def quantize(
+    *,
+    model: Model = None,
+    output: Annotated[Path, Parameter(name=["--output", "-o"], help="The new folder.")],
+    grid: GridOptions = GridOptions(),  # frozen
+    solver: SolverOptions = SolverOptions(),  # frozen
+    data: CalibrationOptions = CalibrationOptions(),  # frozen
+    format_: Annotated[
+        Literal["gptq", "compressed-tensors"], Parameter(name="--format", help="How files name and pack the codes.")
+    ] = "gptq",
+) -> None:
+    """Quantise a model layer by layer. After a stop, the same command goes on where it was."""
+    from kiloq.checkpoint import bundled, open_checkpoint
+    from kiloq.checkpoint.quantized import write_quantized
+    from kiloq.checkpoint.writer import refuse_existing
+    from kiloq.quant.calibrate import quantized_weights
+
+    refuse_existing(output)
+    checkpoint = open_checkpoint(bundled() if model is None else model)
+    _refuse_quantized(checkpoint)
+    wanted = _wish(checkpoint.config, grid, solver)
+    rows, held = _rows(checkpoint, wanted, data, is_bundled=model is None)
+    work = output.absolute().parent / f".{output.name}.quantizing"
+    try:
+        layers = _run(checkpoint, wanted, rows, work)
+    except KeyboardInterrupt:
+        say(f"stopped; the finished layers are in {work}, and the same command goes on from there")
+        raise
+    write_quantized(
+        output,
+        checkpoint,
+        quantized_weights(checkpoint.config, work),
+        layout=format_,
+        notes={
+            "damp_percent": 0.01,
+            "desc_act": solver.order == "act",
+            "static_groups": solver.order == "static",
+            "true_sequential": True,
+        },
+    )
+    facts = {"settings": asdict(wanted), "tokens": len(rows.ids) if rows else 0, "layers": [asdict(x) for x in layers]}
+    facts |= _compare(checkpoint, output, held)
+    unfinished = output / ".quantize_report.unfinished"
+    unfinished.write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+    unfinished.replace(output / "quantize_report.json")
+    shutil.rmtree(work)
+    print(output)
+
+
+def _refuse_quantized(checkpoint: "Checkpoint") -> None:
+    from kiloq.checkpoint.files import read_json
+
+    if read_json(checkpoint.folder / "config.json").get("quantization_config") is not None:
+        raise CheckpointError(f"{checkpoint.folder} is quantised already; start from the unquantised model.")
+
+
+def _wish(config: "ModelConfig", grid: GridOptions, solver: SolverOptions) -> "QuantizeConfig":
+    """The settings as the quantiser takes them, checked against the model before any work."""
+    from kiloq.quant.calibrate import QuantizeConfig, default_group_size, schemes
+    from kiloq.quant.gptq import GptqConfig
+    from kiloq.quant.grid import checked_bits
+
+    bits = checked_bits(grid.bits)
+    group_size = grid.group_size
+    if group_size is None and bits == 4:
+        group_size = default_group_size(config)
+    wanted = QuantizeConfig(
+        bits=bits,
+        group_size=group_size,
+        symmetric=not grid.asymmetric,
+        method=solver.method,
+        gptq=GptqConfig(order=solver.order, correction=solver.correction),
+    )
+    found = schemes(config, wanted)
+    for name, scheme in found.items():
+        if scheme.bits != bits:
+            say(f"{name} keeps 8 bits: no group size divides its inputs")
+    return wanted
+
+
+def _rows(
+    checkpoint: "Checkpoint", wanted: "QuantizeConfig", options: CalibrationOptions, *, is_bundled: bool
+) -> "tuple[CalibrationData | None, list[list[int]]]":
+    """The rows that the model is measured on, and a few others to compare it by."""
+    from kiloq.cli.calibration_file import own_files, read_rows
+    from kiloq.quant.calibration_data import choose_rows, shortcomings
+
+    files = options.calibration or own_files()
+    rows, notes = read_rows(files, checkpoint, options.max_length)
+    rows = [row for row in rows if len(row) > 1]
+    if not rows:
+        raise DataError(f"no usable row is in {', '.join(map(str, files))}. {' '.join(notes)}")
+    order = random.Random(options.seed).sample(range(len(rows)), len(rows))
+    count = min(_HELD_ROWS, len(rows) // 10)
+    held = [rows[i][: options.max_length] for i in order[:count]]
+    if wanted.method == "rtn":
+        return None, held
+    if options.calibration is None and not is_bundled:
+        say("calibrating on the short text that kiloq brings along; --calibration with text of your own kind is better")
+    kept = [rows[i] for i in sorted(order[count:])]
+    data = choose_rows(kept, samples=options.samples, max_length=options.max_length, seed=options.seed)
+    for note in (*notes, *shortcomings(data, checkpoint.config.hidden_size)):
+        say(note)
+    say(f"calibration: {data.rows:,} rows, {len(data.ids):,} tokens")
+    return data, held
+
+
+def _run(
+    checkpoint: "Checkpoint", wanted: "QuantizeConfig", data: "CalibrationData | None", work: Path
+) -> "list[LayerReport]":
+    import torch
+
+    from kiloq.checkpoint.files import weight_files
+    from kiloq.checkpoint.weights import Weights
+    from kiloq.quant.calibrate import job_digest, quantize_layers
+
+    config = checkpoint.config
+    weights = Weights(checkpoint.folder, config)
+    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in weight_files(checkpoint.folder)]
+
+    def report(layer: "LayerReport") -> None:
+        errors = "  ".join(f"{name} {100 * m.error:.2f} %" for name, m in layer.matrices.items())
+        say(f"layer {layer.layer + 1} of {config.num_layers}  {errors}  {layer.seconds:,.1f} s")
+
+    return quantize_layers(
+        config,
+        lambda name: weights.read(name, dtype=torch.float32),
+        data,
+        wanted,
+        work=work,
+        digest=job_digest(config, wanted, data, json.dumps([str(checkpoint.folder), states])),
+        report=report,
+    )
+
+
+def _compare(checkpoint: "Checkpoint", output: Path, held: Sequence[list[int]]) -> dict[str, Any]:
+    """Perplexity before and after on rows that were not used, where that takes seconds."""
+    from kiloq.checkpoint import load_model, open_checkpoint
+    from kiloq.evals.perplexity import perplexity_of_rows
+
+    size, rows = checkpoint.config.num_parameters, list(held)
+    while rows and sum(map(len, rows)) * size > _CHEAP_WORK:
+        rows.pop()
+    if not rows or size > _CHEAP_MODEL:
+        say(f"not compared with the original: kiloq eval perplexity -m {output} TEXT does that")
+        return {}
+    before = perplexity_of_rows(load_model(checkpoint), rows)
+    after = perplexity_of_rows(load_model(open_checkpoint(output)), rows)
+    change = 100 * (after.value / before.value - 1)
+    say(f"perplexity on {before.tokens:,} other tokens: {before.value:.3f} -> {after.value:.3f} ({change:+.2f} %)")
+    return {"perplexity": {"before": before.value, "after": after.value, "tokens": before.tokens}}

@@ -1,0 +1,1 @@
+"""How good a model is, as numbers. Knows models and their files, not how they are served."""
