@@ -130,6 +130,7 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {  # result, argum
     "kq_linear_swiglu": (None, (_WEIGHT, c_void_p, c_int64, c_int64, c_void_p, c_int64)),
     "kq_gather_rows": (None, (_WEIGHT, c_void_p, c_int64, c_void_p)),
     "kq_rms_norm": (None, (c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p)),
+    "kq_read": (c_int64, (c_void_p, c_int64)),
     "kq_attention": (None, (_CACHE, _PLACES, c_void_p, c_void_p, c_void_p, c_float, c_int32, c_void_p)),
     "kq_run_step": (c_int32, (POINTER(Model), POINTER(Step))),
 }
