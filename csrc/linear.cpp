@@ -45,18 +45,6 @@ struct Product {
     int64_t row_step;
 };
 
-/* Rows first..last-1 of x alone. */
-Activations rows_of(const kq_weight *w, const Activations *x, int64_t first, int64_t last) {
-    Activations part = *x;
-    part.rows = last - first;
-    part.x += first * x->ldx;
-    if (!x->codes) return part;
-    part.codes += first * rounded_bytes(w);
-    part.scales += first * x->groups;
-    part.sums += first * x->groups;
-    return part;
-}
-
 struct Piece {
     Activations x;
     int64_t row, first, last;
@@ -173,8 +161,6 @@ bool is_rounded(const kq_weight *w, int64_t rows) {
     const Kernels *kernels = active_kernels();
     return w->kind != KQ_BF16 || (kernels->round && rows >= kernels->round_from);
 }
-
-int64_t rounded_bytes(const kq_weight *w) { return code_stride(w->kind == KQ_BF16 ? 2 * padded_k(w) : w->k); }
 
 void round_rows(const kq_weight *w, const Activations *x, int64_t first, int64_t last) {
     auto *codes = const_cast<int8_t *>(x->codes);

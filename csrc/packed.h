@@ -16,6 +16,21 @@ inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1)
 /* Bytes between two rows of `values` one-byte codes: an odd number of cache lines, or else the same column of many rows
  * would fall in the same few sets of the first cache. */
 inline int64_t code_stride(int64_t values) { return (round_up(values, 64) / 64 | 1) * 64; }
+/* Bytes of a row of x that is rounded for w. */
+inline int64_t rounded_bytes(const kq_weight *w) {
+    return code_stride(w->kind == KQ_BF16 ? 2 * round_up(w->k, 64) : w->k);
+}
+/* Rows first..last-1 of x alone. */
+inline Activations rows_of(const kq_weight *w, const Activations *x, int64_t first, int64_t last) {
+    Activations part = *x;
+    part.rows = last - first;
+    part.x += first * x->ldx;
+    if (!x->codes) return part;
+    part.codes += first * rounded_bytes(w);
+    part.scales += first * x->groups;
+    part.sums += first * x->groups;
+    return part;
+}
 inline int64_t num_tiles(const kq_weight *w) { return (w->n + kTile - 1) / kTile; }
 inline int64_t padded_k(const kq_weight *w) { return round_up(w->k, 64); }
 /* Groups of a row, those of the padding included; activations have only the k / group real ones. */

@@ -67,8 +67,12 @@ inline F f_bf16_low(I a) { return {_mm512_castsi512_ps(_mm512_slli_epi32(a.v, 16
 inline F f_bf16_high(I a) {
     return {_mm512_castsi512_ps(_mm512_and_si512(a.v, _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
 }
-/* acc + the dot products of four unsigned bytes of u and four signed bytes of s, lane by lane. */
-inline I i_dot_u8s8(I acc, I u, I s) { return {_mm512_dpbusd_epi32(acc.v, u.v, s.v)}; }
+/* acc + the dot products of four unsigned bytes of u and four signed bytes of s, lane by lane. As assembly: gcc 12
+ * gives the intrinsic's result another type than its operand, and copies every accumulator to and fro. */
+inline I i_dot_u8s8(I acc, I u, I s) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc.v) : "v"(u.v), "v"(s.v));
+    return acc;
+}
 /* Both halves of eight inputs: acc + lo . x_lo + hi . x_hi, where lo and hi are 0..15. */
 inline I i_dot_nibbles(I acc, I lo, I hi, I x_lo, I x_hi) { return i_dot_u8s8(i_dot_u8s8(acc, lo, x_lo), hi, x_hi); }
 /* A vector of int8 weights kept as code + 128, ready to be multiplied by many rows. */
@@ -264,7 +268,8 @@ inline F f_bf16_high(I x) {
 }
 inline __m256i dot_half(__m256i acc, __m256i u, __m256i s) {
 #if defined(__AVXVNNI__)
-    return _mm256_dpbusd_avx_epi32(acc, u, s);
+    __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc) : "x"(u), "x"(s));
+    return acc;
 #else
     // vpmaddubsw saturates at 16 bits, so bytes are multiplied as 16-bit numbers, even and odd ones apart.
     const __m256i low = _mm256_set1_epi16(0xff);
@@ -276,7 +281,7 @@ inline __m256i dot_half(__m256i acc, __m256i u, __m256i s) {
 inline I i_dot_u8s8(I acc, I u, I s) { return {dot_half(acc.a, u.a, s.a), dot_half(acc.b, u.b, s.b)}; }
 inline __m256i nibbles_half(__m256i acc, __m256i lo, __m256i hi, __m256i x_lo, __m256i x_hi) {
 #if defined(__AVXVNNI__)
-    return _mm256_dpbusd_avx_epi32(_mm256_dpbusd_avx_epi32(acc, lo, x_lo), hi, x_hi);
+    return dot_half(dot_half(acc, lo, x_lo), hi, x_hi);
 #else
     // Four products of at most 15 * 127 fit 16 bits.
     const __m256i sum = _mm256_add_epi16(_mm256_maddubs_epi16(lo, x_lo), _mm256_maddubs_epi16(hi, x_hi));
