@@ -23,7 +23,7 @@ from kiloq.quant.linear import QuantEmbedding, QuantLinear
 
 from .batch import Batch
 
-_CACHE_KINDS = {torch.bfloat16: 0, torch.float32: 2}  # kq_cache_kind
+_CACHE_KINDS = {torch.bfloat16: 0, torch.int8: 1, torch.float32: 2}  # kq_cache_kind
 _SHORTEST = 1024  # positions in a new table of angles
 
 Floats = NDArray[np.float32]
@@ -54,6 +54,7 @@ class NativeModel:
             norm=self._gain(model.norm),
         )
         self._step = Step()
+        self._has_biases = any(bias is not None for bias in cache.key_biases)
         self._angles = _Angles(config, model.rope)
 
     def logits(self, batch: Batch) -> Tensor:
@@ -69,8 +70,10 @@ class NativeModel:
         for span in batch.spans:
             blocks.extend(span.blocks[: -(-span.stop // BLOCK_SIZE)])
         row, at = 0, blocks.buffer_info()[0]
-        for span, into in zip(batch.spans, spans, strict=True):
+        for span, table, into in zip(batch.spans, angles, spans, strict=True):
             into.first_row, into.start, into.stop, into.blocks = row, span.start, span.stop, at
+            if self._has_biases:
+                into.cos, into.sin = table.at[:2]
             row += span.stop - span.start
             at += -(-span.stop // BLOCK_SIZE) * blocks.itemsize
         step = self._step
@@ -88,7 +91,7 @@ class NativeModel:
         into.attn_norm, into.mlp_norm = self._gain(block.attn_norm), self._gain(block.mlp_norm)
         into.q_norm, into.k_norm = self._gain(block.attn.q_norm), self._gain(block.attn.k_norm)
         into.window = self._config.windows[i] or 0
-        keys, values = cache.keys[i], cache.values[i]
+        keys, values, bias = cache.keys[i], cache.values[i], cache.key_biases[i]
         assert keys.is_contiguous(), i
         assert values.is_contiguous(), i
         into.cache = Cache(
@@ -100,6 +103,9 @@ class NativeModel:
             rotary_dim=self._config.rope.rotary_dim,
             keys=keys.data_ptr(),
             values=values.data_ptr(),
+            key_scales=cache.key_scales[i].data_ptr() if cache.key_scales else None,
+            value_scales=cache.value_scales[i].data_ptr() if cache.value_scales else None,
+            key_bias=None if bias is None else bias.data_ptr(),
         )
 
     def _gain(self, norm: object) -> int | None:

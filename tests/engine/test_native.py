@@ -43,7 +43,7 @@ def engines(model: Transformer, observed, **limits: object) -> tuple[Engine, Eng
     """One engine that runs the plan, and one that runs the model op by op."""
     pair = []
     for observer in observed:
-        engine = Engine(model, EngineConfig(max_context=256, kv_dtype="auto", **limits), logits_observer=observer)
+        engine = Engine(model, EngineConfig(max_context=256, **limits), logits_observer=observer)
         assert engine._runner._native is not None
         pair.append(engine)
     pair[1]._runner._native = None
@@ -51,12 +51,14 @@ def engines(model: Transformer, observed, **limits: object) -> tuple[Engine, Eng
 
 
 @pytest.mark.parametrize("kind", ["v1", "gqa", "qk-norm", "windows"])
-@pytest.mark.parametrize("weights", WEIGHTS)
-def test_prompts_and_answers_mixed_in_a_step_come_out_as_op_by_op(lab, kind: str, weights: str) -> None:
+@pytest.mark.parametrize(
+    ("weights", "kv_dtype"), [*((kind, "fp32") for kind in WEIGHTS), ("int8", "int8"), ("int4", "bf16")]
+)
+def test_prompts_and_answers_mixed_in_a_step_come_out_as_op_by_op(lab, kind: str, weights: str, kv_dtype: str) -> None:
     model = packed(lab.model(kind), weights)
     seen = lab.Observed(), lab.Observed()
     answers = []
-    for engine in engines(model, seen, step_tokens=24, max_batch=3):
+    for engine in engines(model, seen, step_tokens=24, max_batch=3, kv_dtype=kv_dtype):
         for number, length in enumerate(LENGTHS):
             params = SamplingParams(max_tokens=12, temperature=0.0)
             engine.add(lab.ids(length, number), params, request_id=str(number))
