@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kiloq.errors import CheckpointError, ConfigError
 from kiloq.model.config import ModelConfig
+from kiloq.quant.config import FileQuantization
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,24 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """The model configuration in config.json; a quantised checkpoint is refused."""
-    raw = read_json(folder / "config.json")
-    if raw.get("quantization_config") is not None:
-        raise CheckpointError(
-            f"{folder / 'config.json'} has a quantization_config; quantised checkpoints (GPTQ, AWQ, FP8) are not yet "
-            "in this version. Use the unquantised model."
-        )
+    """The model configuration in config.json."""
     try:
-        return ModelConfig.from_hf(raw)
+        return ModelConfig.from_hf(read_json(folder / "config.json"))
     except ConfigError as error:
         raise CheckpointError(f"{folder / 'config.json'} cannot be used: {error}") from None
+
+
+def read_quantization(folder: Path) -> FileQuantization | None:
+    """How the weights are quantised: from config.json, else from the file that AutoGPTQ wrote; None if they are not."""
+    path = folder / "config.json"
+    raw = read_json(path).get("quantization_config")
+    if raw is None and (folder / "quantize_config.json").is_file():
+        path = folder / "quantize_config.json"
+        raw = read_json(path)
+    try:
+        return None if raw is None else FileQuantization.from_hf(raw)
+    except ConfigError as error:
+        raise CheckpointError(f"{path} cannot be used: {error}") from None
 
 
 def find_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -129,8 +137,15 @@ def _complete_set(shards: list[Path]) -> list[Path]:
     return shards
 
 
-# safetensors' words for the types that kiloq computes in; any other keeps its own word and is refused by the reader.
-_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+# safetensors' words for the types that kiloq reads; any other keeps its own word and is refused by the reader.
+_DTYPES = {
+    "F32": "float32",
+    "BF16": "bfloat16",
+    "F16": "float16",
+    "I8": "int8",
+    "I32": "int32",
+    "I64": "int64",
+}
 
 
 def _list_safetensors(path: Path) -> Iterable[StoredTensor]:

@@ -1,5 +1,6 @@
 """A checkpoint becomes a model: plain parameters, or matrices packed for the kernels. Knows no cache and no request."""
 
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
@@ -9,13 +10,16 @@ from kiloq import ops
 from kiloq.errors import ConfigError
 from kiloq.model import Transformer
 from kiloq.ops.layout import PackedWeight, QuantWeight
+from kiloq.quant.grid import fit, rtn
 from kiloq.quant.linear import QuantEmbedding, QuantLinear
-from kiloq.quant.rounding import group_size_of, round_int4, round_int8
+from kiloq.quant.pack import stack
 
 from .reader import Checkpoint
 from .weights import DTYPES, Weights, empty_model
 
 Quantization = Literal["int8", "int4"]
+
+_ROWS = 4096
 
 
 def load_model(
@@ -28,20 +32,24 @@ def load_model(
     """The model that answers fastest here, in evaluation mode without gradients.
 
     Where the CPU has kernels, 16-bit weights are packed for them and computed with fp32 activations, unless `dtype`
-    says float32 or float16. `quantization` rounds every matrix at load, one after the other: memory peaks at the packed
-    model plus one matrix.
+    says float32 or float16. A quantised checkpoint keeps its codes, unless `dtype` asks for floats. `quantization`
+    rounds every matrix at load, one after the other: memory peaks at the packed model plus one matrix.
     """
     kind = _quantization(quantization)
-    weights = Weights(checkpoint.folder, checkpoint.config)
+    weights = Weights(checkpoint.folder, checkpoint.config, checkpoint.quantization)
     target = _target_dtype(dtype, weights)
     on_cpu = torch.device(device).type == "cpu"
     if kind is not None:
         if not on_cpu:
             raise ConfigError(f"quantization={kind!r} works on the CPU in this version; pass device='cpu'.")
-        return _packed(weights, kind)
+        if weights.is_quantized:
+            raise ConfigError(
+                f"quantization is {kind!r}, but the checkpoint is quantised already; leave it out to use it as it is."
+            )
     sixteen_bit = target == torch.bfloat16 or (dtype == "auto" and target == torch.float16)
-    if on_cpu and sixteen_bit and ops.backend() != "reference":
-        return _packed(weights, None)
+    in_few_bits = kind is not None or (weights.is_quantized and dtype == "auto")
+    if on_cpu and (in_few_bits or (sixteen_bit and ops.backend() != "reference")):
+        return _packed(weights, kind)
     return _dense(weights, target, device)
 
 
@@ -52,7 +60,7 @@ def load_dense(
 
     "auto" keeps the type that the weights are stored in; memory peaks at the model in `dtype` plus one tensor.
     """
-    weights = Weights(checkpoint.folder, checkpoint.config)
+    weights = Weights(checkpoint.folder, checkpoint.config, checkpoint.quantization)
     return _dense(weights, _target_dtype(dtype, weights), device)
 
 
@@ -66,15 +74,18 @@ def _dense(weights: Weights, dtype: torch.dtype, device: str | torch.device) -> 
 
 
 def _packed(weights: Weights, kind: Quantization | None) -> Transformer:
+    # The embedding and the head lie between a token and all others: they keep 8 bits where the rest has fewer.
+    outer: Quantization | None = "int8" if kind or weights.is_quantized else None
+
     def linear(name: str, columns: int, rows: int, has_bias: bool) -> QuantLinear:
         bias = weights.read(f"{name}.bias", dtype=torch.float32) if has_bias else None
-        matrix = weights.read(f"{name}.weight", dtype=torch.bfloat16)
-        return QuantLinear(_pack(matrix, "int8" if kind and name == "head" else kind, bias))
+        return QuantLinear(_pack(weights.read_matrix(f"{name}.weight"), outer if name == "head" else kind, bias))
 
     def embedding(name: str, rows: int, columns: int) -> QuantEmbedding:
-        matrix = weights.read(f"{name}.weight", dtype=torch.bfloat16)
-        weights.check_tied_head(matrix)
-        return QuantEmbedding(_pack(matrix, kind and "int8", None))
+        matrix = weights.read_matrix(f"{name}.weight")
+        if isinstance(matrix, Tensor):
+            weights.check_tied_head(matrix)
+        return QuantEmbedding(_pack(matrix, outer, None))
 
     model = Transformer(weights.config, linear=linear, embedding=embedding)
     for name, small in model.named_parameters():
@@ -82,14 +93,17 @@ def _packed(weights: Weights, kind: Quantization | None) -> Transformer:
     return model.eval().requires_grad_(False)
 
 
-def _pack(matrix: Tensor, kind: Quantization | None, bias: Tensor | None) -> PackedWeight:
-    return ops.pack(matrix if kind is None else _round(matrix, kind), bias)
+def _pack(matrix: Tensor | QuantWeight, kind: Quantization | None, bias: Tensor | None) -> PackedWeight:
+    if isinstance(matrix, Tensor) and kind is not None:
+        matrix = round_rows(matrix, kind)
+    return ops.pack(matrix, bias)
 
 
-def _round(matrix: Tensor, kind: Quantization) -> QuantWeight:
-    group_size = group_size_of(matrix.shape[1])
-    # A matrix whose rows no group divides keeps eight bits.
-    return round_int8(matrix) if kind == "int8" or group_size is None else round_int4(matrix, group_size)
+def round_rows(matrix: Tensor, kind: Quantization) -> QuantWeight:
+    """Each row of a matrix to the nearest codes; 8 bits where no group size divides its length for 4."""
+    scheme = fit("matrix", matrix.shape[1], 4 if kind == "int4" else 8, None)
+    # Some rows at a time: the fp32 copy of a vocabulary's matrix never exists whole.
+    return stack([rtn(rows, replace(scheme, clip=False)) for rows in torch.split(matrix, _ROWS)], "matrix")
 
 
 def _quantization(word: str | None) -> Quantization | None:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from kiloq.errors import CheckpointError
 from kiloq.model import ModelConfig
+from kiloq.quant.config import FileQuantization
 from kiloq.tokenizer import Tokenizer
 
-from .files import read_config
+from .files import read_config, read_quantization
 from .generation import GenerationDefaults
 from .hub import resolve
 
@@ -20,6 +21,7 @@ class Checkpoint:
     config: ModelConfig
     generation: GenerationDefaults
     tokenizer: Tokenizer
+    quantization: FileQuantization | None = None
 
 
 def open_checkpoint(model: str | Path, *, revision: str | None = None) -> Checkpoint:
@@ -32,4 +34,5 @@ def open_checkpoint(model: str | Path, *, revision: str | None = None) -> Checkp
             f"{folder}: the tokenizer has {tokenizer.size:,} ids, but config.json gives the model "
             f"{config.vocab_size:,} rows; they do not belong together."
         )
-    return Checkpoint(folder, config, GenerationDefaults.from_files(folder, tokenizer), tokenizer)
+    generation = GenerationDefaults.from_files(folder, tokenizer)
+    return Checkpoint(folder, config, generation, tokenizer, read_quantization(folder))

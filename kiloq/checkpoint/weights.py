@@ -11,9 +11,14 @@ from torch import Tensor
 
 from kiloq.errors import CheckpointError
 from kiloq.model import ModelConfig, Transformer
+from kiloq.ops.layout import QuantWeight
+from kiloq.quant.config import FileQuantization
+from kiloq.quant.grid import Scheme, rtn
+from kiloq.quant.pack import Codes, dequantize, for_kernels, stack
 
 from .files import StoredTensor, find_tensors, read_tensor
 from .names import Part, is_harmless, layer_of, parts
+from .quantized import check, is_quantized, read_codes, stem_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -21,30 +26,62 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Weights:
     """Our parameters of one checkpoint folder; each is read when it is asked for, and not kept."""
 
-    def __init__(self, folder: Path, config: ModelConfig) -> None:
+    def __init__(self, folder: Path, config: ModelConfig, scheme: FileQuantization | None = None) -> None:
         self.folder = folder
         self.config = config
+        self.scheme = scheme
         self.stored = find_tensors(folder)
         self.shapes = parameter_shapes(empty_model(config))
         wanted = list(parts(config, self.shapes))
-        _check(self, wanted)
         self._parts: dict[str, list[Part]] = {name: [] for name in self.shapes}
         for part in wanted:
             self._parts[part.parameter].append(part)
-        self._wanted = wanted
+        self._plain = _check(self, wanted)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether any matrix lies in codes."""
+        return len(self._plain) < sum(len(parts) for parts in self._parts.values())
 
     @property
     def dtype(self) -> torch.dtype:
         """The type that the weights are stored in; where files mix types, the one config.json names."""
-        kinds = {self.stored[part.tensor].dtype for part in self._wanted}
+        kinds = {self.stored[part.tensor].dtype for part in self._plain}
         return DTYPES[kinds.pop() if len(kinds) == 1 else self.config.dtype]
 
     def read(self, name: str, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> Tensor:
-        """The values of a parameter of ours, its parts on disk put together."""
+        """The values of a parameter of ours, its parts on disk put together; codes become what they stand for."""
         whole = torch.empty(self.shapes[name], dtype=dtype, device=device)
         for part in self._parts[name]:
-            whole[part.start : part.start + part.shape[0]].copy_(read_tensor(self.stored[part.tensor]))
+            rows = whole[part.start : part.start + part.shape[0]]
+            rows.copy_(read_tensor(self.stored[part.tensor]) if part in self._plain else dequantize(self._codes(part)))
         return whole
+
+    def read_stored(self, name: str) -> dict[str, Tensor]:
+        """The tensors of a parameter that has no codes, under their names on disk."""
+        return {part.tensor: read_tensor(self.stored[part.tensor]) for part in self._parts[name]}
+
+    def read_matrix(self, name: str) -> Tensor | QuantWeight:
+        """A weight matrix for the kernels: in codes where the files have some that kernels take, else in bf16."""
+        listed = self._parts[name]
+        if any(part in self._plain for part in listed):
+            return self.read(name, dtype=torch.bfloat16)
+        found = []
+        for part in listed:
+            codes = self._codes(part)
+            # 8 bits in groups: no kernel has them, and a scale for each row costs little beside what 8 bits lost.
+            found.append(for_kernels(codes) or rtn(dequantize(codes), Scheme(bits=8, group_size=None)))
+        return stack(found, name)
+
+    def _codes(self, part: Part) -> Codes:
+        assert self.scheme is not None
+        stem = stem_of(part.tensor)
+        # AutoGPTQ gave every layer a bias, of zeros where the model has none.
+        bias = self.stored.get(f"{stem}.bias")
+        is_extra = bias is not None and part.parameter.replace(".weight", ".bias") not in self.shapes
+        if bias is not None and is_extra and read_tensor(bias).any():
+            raise CheckpointError(f"{bias.file}: {bias.name} is a bias, which {self.config.family} models lack there.")
+        return read_codes(stem, self.scheme, self.stored)
 
     def check_tied_head(self, embedding: Tensor) -> None:
         """Some writers repeat the tied matrix. Equal is harmless; different means that config.json is wrong."""
@@ -70,22 +107,30 @@ def parameter_shapes(model: Transformer) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
-def _check(weights: Weights, wanted: Sequence[Part]) -> None:
-    folder, config, stored = weights.folder, weights.config, weights.stored
-    tied_head = {"lm_head.weight"} if config.tie_embeddings else set()
-    unknown = [name for name in stored if not is_harmless(name)]
-    unknown = sorted(set(unknown) - {part.tensor for part in wanted} - tied_head)
-    if any(name.endswith((".qweight", ".qzeros", ".scales")) for name in unknown):
+def _check(weights: Weights, wanted: Sequence[Part]) -> frozenset[Part]:
+    """Compare names, shapes and types; the parts that lie on disk as they are, without codes."""
+    folder, config, stored, scheme = weights.folder, weights.config, weights.stored, weights.scheme
+    known = {"lm_head.weight"} if config.tie_embeddings else set()
+    plain = []
+    for part in wanted:
+        stem = stem_of(part.tensor)
+        if scheme is not None and len(part.shape) == 2 and is_quantized(stem, stored):
+            known |= check(stem, part.shape, scheme, stored) | {f"{stem}.bias"}
+        else:
+            known.add(part.tensor)
+            plain.append(part)
+    unknown = sorted(name for name in stored if name not in known and not is_harmless(name))
+    if scheme is None and any(name.endswith((".qweight", ".weight_packed")) for name in unknown):
         raise CheckpointError(
-            f"{folder} holds GPTQ tensors such as {unknown[0]}; quantised checkpoints are not yet in this version. "
-            "Use the unquantised model."
+            f"{folder} holds quantised tensors such as {unknown[0]}, but config.json has no quantization_config, and "
+            "there is no quantize_config.json."
         )
-    missing = [part for part in wanted if part.tensor not in stored]
+    missing = [part for part in plain if part.tensor not in stored]
     if missing:
         raise CheckpointError(f"{folder}: {_explain_missing(missing[0].tensor, config, stored)}")
     if unknown:
         raise CheckpointError(f"{stored[unknown[0]].file}: {_explain_unknown(unknown, config)}")
-    for part in wanted:
+    for part in plain:
         tensor = stored[part.tensor]
         if tensor.shape != part.shape:
             raise CheckpointError(
@@ -95,8 +140,9 @@ def _check(weights: Weights, wanted: Sequence[Part]) -> None:
         if tensor.dtype not in DTYPES:
             raise CheckpointError(
                 f"{tensor.file}: tensor {tensor.name} is stored as {tensor.dtype}; "
-                f"kiloq reads {', '.join(DTYPES)} in this version."
+                f"kiloq reads {', '.join(DTYPES)} there."
             )
+    return frozenset(plain)
 
 
 def _explain_missing(name: str, config: ModelConfig, stored: Mapping[str, StoredTensor]) -> str:

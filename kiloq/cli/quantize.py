@@ -84,7 +84,7 @@ def quantize(
 ) -> None:
     """Quantise a model layer by layer. After a stop, the same command goes on where it was."""
     from kiloq.checkpoint import bundled, open_checkpoint
-    from kiloq.checkpoint.quantized import write_quantized
+    from kiloq.checkpoint.quantized_writer import write_quantized
     from kiloq.checkpoint.writer import refuse_existing
     from kiloq.quant.calibrate import quantized_weights
 

@@ -30,7 +30,7 @@ class LLM:
     One thread at a time; several streams may be read in turns.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # the options of a door, each with a default
         self,
         model: str | Path | None = None,
         *,

@@ -8,11 +8,11 @@ import torch
 
 from kiloq import ops
 from kiloq.checkpoint import load_dense, load_model, open_checkpoint
+from kiloq.checkpoint.load import round_rows
 from kiloq.errors import ConfigError
 from kiloq.model import Transformer
 from kiloq.model.config import Family
 from kiloq.quant.linear import Packed, is_packed
-from kiloq.quant.rounding import group_size_of, round_int4, round_int8
 
 Write = Callable[..., tuple[Path, Transformer]]
 IDS = torch.arange(30)
@@ -40,9 +40,7 @@ def test_rounding_at_load_is_rounding_of_each_matrix(family: Family, kind: str, 
     for name, module in model.named_modules():
         if isinstance(module, Packed):
             exact = dense.get_parameter(f"{name}.weight")
-            group = group_size_of(exact.shape[1])
-            eight = kind == "int8" or name in ("embed", "head") or group is None
-            exact.copy_((round_int8(exact) if eight else round_int4(exact, group)).dequantize())
+            exact.copy_(round_rows(exact, "int8" if name in ("embed", "head") else kind).dequantize())
             assert torch.allclose(dequantized(module.packed), exact, rtol=1e-6, atol=0)
             found += 1
     assert found == 4 * 2 + (1 if tied else 2)

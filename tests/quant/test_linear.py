@@ -6,8 +6,8 @@ import torch
 from kiloq import ops
 from kiloq.errors import ConfigError
 from kiloq.model import ModelConfig, RopeConfig, Transformer
+from kiloq.quant.grid import Scheme, rtn
 from kiloq.quant.linear import QuantEmbedding, QuantLinear, is_packed
-from kiloq.quant.rounding import group_size_of, round_int4, round_int8
 
 CONFIG = ModelConfig(
     family="qwen2",
@@ -25,6 +25,8 @@ CONFIG = ModelConfig(
     max_length=64,
 )
 
+EIGHT, FOUR = Scheme(bits=8, group_size=None), Scheme(bits=4, group_size=32)
+
 
 def random(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
@@ -33,10 +35,10 @@ def random(*shape: int) -> torch.Tensor:
 @pytest.fixture
 def packed_model() -> Transformer:
     def linear(name: str, columns: int, rows: int, has_bias: bool) -> QuantLinear:
-        return QuantLinear(ops.pack(round_int8(random(rows, columns)), random(rows) if has_bias else None))
+        return QuantLinear(ops.pack(rtn(random(rows, columns), EIGHT), random(rows) if has_bias else None))
 
     def embedding(name: str, rows: int, columns: int) -> QuantEmbedding:
-        return QuantEmbedding(ops.pack(round_int8(random(rows, columns))))
+        return QuantEmbedding(ops.pack(rtn(random(rows, columns), EIGHT)))
 
     model = Transformer(CONFIG, linear=linear, embedding=embedding)
     model.init_weights(torch.Generator().manual_seed(0))
@@ -46,7 +48,7 @@ def packed_model() -> Transformer:
 @pytest.mark.parametrize("kind", ["bf16", "int8", "int4"])
 def test_a_layer_multiplies_by_what_its_codes_stand_for(kind: str) -> None:
     weight, bias, x = random(48, 64), random(48), random(5, 64)
-    known = {"bf16": weight.bfloat16(), "int8": round_int8(weight), "int4": round_int4(weight, 32)}[kind]
+    known = {"bf16": weight.bfloat16(), "int8": rtn(weight, EIGHT), "int4": rtn(weight, FOUR)}[kind]
     exact = known.float() if isinstance(known, torch.Tensor) else known.dequantize()
     ours = QuantLinear(ops.pack(known, bias))(x)
     assert ours.dtype == torch.float32
@@ -56,7 +58,7 @@ def test_a_layer_multiplies_by_what_its_codes_stand_for(kind: str) -> None:
 
 
 def test_an_embedding_gives_rows_and_multiplies_by_them() -> None:
-    weight = round_int8(random(40, 64))
+    weight = rtn(random(40, 64), EIGHT)
     table = QuantEmbedding(ops.pack(weight))
     ids = torch.tensor([3, 0, 39, 3])
     assert torch.allclose(table(ids), weight.dequantize()[ids], atol=1e-6)
@@ -81,18 +83,3 @@ def test_a_packed_model_goes_nowhere(where: torch.dtype | str, packed_model: Tra
         packed_model.to(where)
     assert {parameter.dtype for parameter in packed_model.parameters()} == {torch.float32}
     assert packed_model.to("cpu", torch.float32) is packed_model
-
-
-@pytest.mark.parametrize(("columns", "group_size"), [(256, 128), (192, 64), (96, 32), (48, None)])
-def test_the_group_is_the_largest_that_divides(columns: int, group_size: int | None) -> None:
-    assert group_size_of(columns) == group_size
-
-
-@pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_rounding_is_within_half_a_step(kind: str) -> None:
-    weight = random(5000, 64)  # more rows than are rounded at a time
-    weight[7] = 0
-    rounded = round_int8(weight) if kind == "int8" else round_int4(weight, 32)
-    step = rounded.scales.repeat_interleave(64 // rounded.scales.shape[1], 1)
-    assert ((rounded.dequantize() - weight).abs() <= step * 0.502).all()
-    assert rounded.dequantize()[7].count_nonzero() == 0
