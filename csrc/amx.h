@@ -36,19 +36,8 @@ inline void tile_release() { __asm__ volatile("tilerelease" ::); }
 /* The same of pairs of bf16, summed in fp32; denormals are zero. */
 #define TILE_DOT_BF16(c, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::)
 
-/* Shapes of the eight registers: 0..3 results (0, 1 of `top` rows, 2, 3 of `bottom`), 4 and 5 the left operands of
- * as many rows of `depth` * 4 bytes, 6 and 7 the right ones of `depth` rows. */
-inline void tile_shapes(int64_t top, int64_t bottom, int64_t depth) {
-    TileConfig config = {};
-    config.palette = 1;
-    for (int t = 0; t < 8; t++) {
-        const bool left = t == 4 || t == 5, right = t > 5;
-        const int64_t rows = right ? depth : t < 2 || t == 4 ? top : bottom;
-        config.bytes[t] = static_cast<uint16_t>(left ? 4 * depth : 64);
-        config.rows[t] = static_cast<uint8_t>(rows ? rows : 1);
-    }
-    tile_config(&config);
-}
+/* Call for a line of memory as far as the second cache. */
+inline void fetch_second(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T1); }
 
 /* 64 bytes. */
 inline I i_sub_bytes(I a, I b) { return {_mm512_sub_epi8(a.v, b.v)}; }

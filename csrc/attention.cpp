@@ -152,9 +152,9 @@ struct Writes {
 
 void run_writes(void *context, int64_t first, int64_t last, int, void *scratch) {
     const auto *writes = static_cast<const Writes *>(context);
-    for (int64_t head = 0; head < writes->args->cache->num_kv_heads; head++)
-        active_kernels()->write(writes->args, writes->span, head, writes->span->start + first,
-                                writes->span->start + last, scratch);
+    const int64_t start = writes->span->start;
+    active_kernels()->write(writes->args, writes->span, 0, writes->args->cache->num_kv_heads, start + first,
+                            start + last, scratch);
 }
 
 }  // namespace

@@ -19,8 +19,14 @@ constexpr float kNothing = -3.0e38f;  // a score that no key has: not -inf, whos
 /* --- Positions ------------------------------------------------------------------------------------------------- */
 
 /* x[i], x[i + half] turned by one angle per pair, halves paired as in NeoX. */
-void turn(float *__restrict x, const float *__restrict cos, const float *__restrict sin, int64_t half) {
-    for (int64_t i = 0; i < half; i++) {
+void turn(float *x, const float *cos, const float *sin, int64_t half) {
+    int64_t i = 0;
+    for (; i + 16 <= half; i += 16) {
+        const F low = f_load(x + i), high = f_load(x + half + i), c = f_load(cos + i), s = f_load(sin + i);
+        f_store(x + i, low * c - high * s);
+        f_store(x + half + i, high * c + low * s);
+    }
+    for (; i < half; i++) {
         const float low = x[i], high = x[half + i];
         x[i] = low * cos[i] - high * sin[i];
         x[half + i] = high * cos[i] + low * sin[i];
@@ -46,58 +52,73 @@ void load_queries(const AttendArgs *args, const AttendTask *task, int64_t head, 
 
 /* --- The bias of int8 keys -------------------------------------------------------------------------------------- */
 
-/* Pairs of one kv head whose bias is not zero, and their angles relative to a multiple of 16. */
-struct Bias {
-    int64_t count;
-    int32_t *pair;      // [count]
-    float *low, *high;  // [count], the bias of the pair's two channels
-    float *cos, *sin;   // [count][kGroup], of t = 0..15 tokens
-};
-
 float *carve(char **scratch, int64_t floats) {
     auto *start = reinterpret_cast<float *>(*scratch);
     *scratch += (floats * static_cast<int64_t>(sizeof(float)) + 63) / 64 * 64;
     return start;
 }
 
-/* The bias at position p is that of angle(p / 16 * 16) turned by angle(p % 16), both from the span's table. Angles are
- * rounded products in fp32, so that this is not exactly angle(p): reader and writer must agree, hence both do so. */
-Bias load_bias(const kq_cache *cache, const kq_span *span, int64_t head, char **scratch) {
+/* Pairs of one kv head whose bias is not zero. */
+struct Bias {
+    int64_t count;
+    int32_t *pair;      // [count]
+    float *low, *high;  // [count], the bias of the pair's two channels
+};
+
+Bias load_bias(const kq_cache *cache, int64_t head, char **scratch) {
     Bias bias{};
     if (!cache->key_bias) return bias;
     const int64_t half = cache->rotary_dim / 2;
     const float *b = cache->key_bias + head * cache->head_dim;
-    for (int64_t i = 0; i < half; i++) bias.count += b[i] != 0.0f || b[half + i] != 0.0f;
-    bias.pair = reinterpret_cast<int32_t *>(carve(scratch, bias.count));
-    bias.low = carve(scratch, bias.count);
-    bias.high = carve(scratch, bias.count);
-    bias.cos = carve(scratch, bias.count * kGroup);
-    bias.sin = carve(scratch, bias.count * kGroup);
-    for (int64_t i = 0, n = 0; i < half; i++) {
+    bias.pair = reinterpret_cast<int32_t *>(carve(scratch, half));
+    bias.low = carve(scratch, half);
+    bias.high = carve(scratch, half);
+    for (int64_t i = 0; i < half; i++) {
         if (b[i] == 0.0f && b[half + i] == 0.0f) continue;
-        bias.pair[n] = static_cast<int32_t>(i);
-        bias.low[n] = b[i];
-        bias.high[n] = b[half + i];
-        // YaRN scales its tables; the scale is in the first factor already. Position 0 is angle 0: its cos is the scale.
-        const float unscale = 1.0f / span->cos[i];
-        for (int64_t t = 0; t < kGroup; t++) {
-            bias.cos[n * kGroup + t] = span->cos[t * half + i] * unscale;
-            bias.sin[n * kGroup + t] = span->sin[t * half + i] * unscale;
-        }
-        n++;
+        bias.pair[bias.count] = static_cast<int32_t>(i);
+        bias.low[bias.count] = b[i];
+        bias.high[bias.count++] = b[half + i];
     }
     return bias;
 }
 
+/* Angles of t = 0..15 tokens, [pairs][kGroup]. The bias at position p is that of angle(p / 16 * 16) turned by angle
+ * (p % 16), both from the span's table: angles are rounded products in fp32, so that this is not exactly angle(p).
+ * Reader and writer must agree, hence both do so. */
+struct Turns { float *cos, *sin; };
+
+Turns load_turns(const kq_cache *cache, const kq_span *span, char **scratch) {
+    Turns turns{};
+    if (!cache->key_bias) return turns;
+    const int64_t half = cache->rotary_dim / 2, padded = (half + 15) / 16 * 16;
+    turns.cos = carve(scratch, padded * kGroup);
+    turns.sin = carve(scratch, padded * kGroup);
+    for (int64_t i = 0; i < half; i += 16) {
+        const int64_t some = half - i < 16 ? half - i : 16;
+        const auto load = [&](const float *p) { return some == 16 ? f_load(p) : f_load_some(p, some); };
+        // YaRN scales its tables; the scale is in the first factor already. Position 0 is angle 0: its cos is the scale.
+        const F scale = load(span->cos + i);
+        F cos[kGroup], sin[kGroup];
+        for (int64_t t = 0; t < kGroup; t++) {
+            cos[t] = f_div(load(span->cos + t * half + i), scale);
+            sin[t] = f_div(load(span->sin + t * half + i), scale);
+        }
+        f_store_transposed(turns.cos + i * kGroup, kGroup, cos);
+        f_store_transposed(turns.sin + i * kGroup, kGroup, sin);
+    }
+    return turns;
+}
+
 /* x += sign * the bias turned to a position; x: one head of keys, turned. */
-void add_bias(const kq_cache *cache, const kq_span *span, int64_t head, const Bias *bias, int64_t position, float sign,
-              float *x) {
+void add_bias(const kq_cache *cache, const kq_span *span, int64_t head, const Bias *bias, const Turns *turns,
+              int64_t position, float sign, float *x) {
     if (!cache->key_bias) return;
     const int64_t half = cache->rotary_dim / 2, base = position / kGroup * kGroup * half, t = position % kGroup;
     for (int64_t n = 0; n < bias->count; n++) {
         const int64_t i = bias->pair[n];
-        const float c = span->cos[base + i] * bias->cos[n * kGroup + t] - span->sin[base + i] * bias->sin[n * kGroup + t];
-        const float s = span->sin[base + i] * bias->cos[n * kGroup + t] + span->cos[base + i] * bias->sin[n * kGroup + t];
+        const float ct = turns->cos[i * kGroup + t], st = turns->sin[i * kGroup + t];
+        const float c = span->cos[base + i] * ct - span->sin[base + i] * st;
+        const float s = span->sin[base + i] * ct + span->cos[base + i] * st;
         x[i] += sign * (bias->low[n] * c - bias->high[n] * s);
         x[half + i] += sign * (bias->high[n] * c + bias->low[n] * s);
     }
@@ -107,15 +128,15 @@ void add_bias(const kq_cache *cache, const kq_span *span, int64_t head, const Bi
 
 /* What the bias adds to the scores of query q against 16 positions from `base` on, a multiple of 16:
  * sum_i A_i cos_i(p) + B_i sin_i(p), A = q1 b1 + q2 b2, B = q2 b1 - q1 b2; turned by the base's angle, then by each t. */
-F bias_scores(const kq_cache *cache, const kq_span *span, const Bias *bias, const float *a, const float *b,
-              int64_t base) {
+F bias_scores(const kq_cache *cache, const kq_span *span, const Bias *bias, const Turns *turns, const float *a,
+              const float *b, int64_t base) {
     const int64_t half = cache->rotary_dim / 2;
     const float *cos = span->cos + base * half, *sin = span->sin + base * half;
     F sum = f_zero();
     for (int64_t n = 0; n < bias->count; n++) {
-        const float c = cos[bias->pair[n]], s = sin[bias->pair[n]];
-        sum = f_fma(f_set(a[n] * c + b[n] * s), f_load(bias->cos + n * kGroup), sum);
-        sum = f_fma(f_set(b[n] * c - a[n] * s), f_load(bias->sin + n * kGroup), sum);
+        const int64_t i = bias->pair[n];
+        sum = f_fma(f_set(a[n] * cos[i] + b[n] * sin[i]), f_load(turns->cos + i * kGroup), sum);
+        sum = f_fma(f_set(b[n] * cos[i] - a[n] * sin[i]), f_load(turns->sin + i * kGroup), sum);
     }
     return sum;
 }
@@ -165,26 +186,31 @@ void write_head(const kq_cache *cache, const float *x, void *into, void *scales,
     std::memcpy(static_cast<int8_t *>(into) + at * dim, codes, static_cast<size_t>(dim));
 }
 
-/* Positions first..last-1 of a span, kv head `head`: k normed and turned, k (int8: less its turned bias) and v kept. */
-void write_rows(const AttendArgs *args, const kq_span *span, int64_t head, int64_t first, int64_t last,
-                void *scratch) {
+/* Positions first..last-1 of a span, kv heads head..head_end-1: k normed and turned, k (int8: less its turned bias)
+ * and v kept. */
+void write_rows(const AttendArgs *args, const kq_span *span, int64_t head, int64_t head_end, int64_t first,
+                int64_t last, void *scratch) {
     const kq_cache *cache = args->cache;
     const int64_t dim = cache->head_dim, half = cache->rotary_dim / 2;
     char *memory = static_cast<char *>(scratch);
-    const Bias bias = load_bias(cache, span, head, &memory);
+    const Turns turns = load_turns(cache, span, &memory);
     alignas(64) float x[kMaxDim] = {};
-    for (int64_t position = first; position < last; position++) {
-        const int64_t row = span->first_row + position - span->start;
-        const float *k = args->qkv + row * qkv_size(cache) + (cache->num_heads + head) * dim;
-        const float *v = k + cache->num_kv_heads * dim;
-        const int64_t at = slot_of(cache, span, position) * cache->num_kv_heads + head;
-        std::memcpy(x, k, static_cast<size_t>(dim) * sizeof(float));
-        if (args->k_norm) rms_norm_row(x, args->k_norm, args->eps, dim, x);
-        turn(x, args->places->cos + row * half, args->places->sin + row * half, half);
-        add_bias(cache, span, head, &bias, position, -1.0f, x);
-        write_head(cache, x, cache->keys, cache->key_scales, at);
-        std::memcpy(x, v, static_cast<size_t>(dim) * sizeof(float));
-        write_head(cache, x, cache->values, cache->value_scales, at);
+    for (; head < head_end; head++) {
+        char *rest = memory;
+        const Bias bias = load_bias(cache, head, &rest);
+        for (int64_t position = first; position < last; position++) {
+            const int64_t row = span->first_row + position - span->start;
+            const float *k = args->qkv + row * qkv_size(cache) + (cache->num_heads + head) * dim;
+            const float *v = k + cache->num_kv_heads * dim;
+            const int64_t at = slot_of(cache, span, position) * cache->num_kv_heads + head;
+            std::memcpy(x, k, static_cast<size_t>(dim) * sizeof(float));
+            if (args->k_norm) rms_norm_row(x, args->k_norm, args->eps, dim, x);
+            turn(x, args->places->cos + row * half, args->places->sin + row * half, half);
+            add_bias(cache, span, head, &bias, &turns, position, -1.0f, x);
+            write_head(cache, x, cache->keys, cache->key_scales, at);
+            std::memcpy(x, v, static_cast<size_t>(dim) * sizeof(float));
+            write_head(cache, x, cache->values, cache->value_scales, at);
+        }
     }
 }
 
@@ -210,7 +236,9 @@ struct Few {
     float *sums;              // [heads][queries][padded]
     float *largest, *total;   // [heads][queries]
     Bias *bias;               // [heads], int8 with a key bias
-    float *a, *b;             // [heads][queries][kMaxDim / 2]: see bias_scores
+    Turns turns;
+    int64_t pairs;            // rotary_dim / 2
+    float *a, *b;             // [heads][queries][pairs]: see bias_scores
     float *constant;          // [heads][queries], what channels that do not turn add
 };
 
@@ -357,18 +385,20 @@ Few prepare_few(const AttendArgs *args, const AttendTask *task, char *scratch) {
     if (!cache->key_bias) return few;
     const int64_t half = cache->rotary_dim / 2;
     few.bias = reinterpret_cast<Bias *>(carve(&scratch, heads * static_cast<int64_t>(sizeof(Bias) / sizeof(float))));
-    few.a = carve(&scratch, rows * (kMaxDim / 2));
-    few.b = carve(&scratch, rows * (kMaxDim / 2));
+    few.turns = load_turns(cache, task->span, &scratch);
+    few.pairs = half;
+    few.a = carve(&scratch, rows * half);
+    few.b = carve(&scratch, rows * half);
     few.constant = carve(&scratch, rows);
     for (int64_t i = 0; i < rows; i++) {
         const int64_t head = task->head + i / few.queries;
         Bias *bias = &few.bias[i / few.queries];
-        if (i % few.queries == 0) *bias = load_bias(cache, task->span, head, &scratch);
+        if (i % few.queries == 0) *bias = load_bias(cache, head, &scratch);
         const float *q = few.q + i * few.padded;
         for (int64_t n = 0; n < bias->count; n++) {
             const float low = q[bias->pair[n]], high = q[half + bias->pair[n]];
-            few.a[i * (kMaxDim / 2) + n] = low * bias->low[n] + high * bias->high[n];
-            few.b[i * (kMaxDim / 2) + n] = high * bias->low[n] - low * bias->high[n];
+            few.a[i * half + n] = low * bias->low[n] + high * bias->high[n];
+            few.b[i * half + n] = high * bias->low[n] - low * bias->high[n];
         }
         few.constant[i] = 0.0f;
         for (int64_t d = cache->rotary_dim; d < cache->head_dim; d++)
@@ -387,8 +417,9 @@ void finish_scores(const kq_cache *cache, const AttendTask *task, const Few *few
         const int64_t i = h * few->queries + m;
         F score = f_load(scores + m * kPart) * scale * f_set(few->steps[i]);
         if (few->bias) {
-            const float *a = few->a + i * (kMaxDim / 2), *b = few->b + i * (kMaxDim / 2);
-            score = score + bias_scores(cache, task->span, &few->bias[h], a, b, base) + f_set(few->constant[i]);
+            const float *a = few->a + i * few->pairs, *b = few->b + i * few->pairs;
+            score = score + f_set(few->constant[i]) +
+                    bias_scores(cache, task->span, &few->bias[h], &few->turns, a, b, base);
         }
         f_store(scores + m * kPart, score);
     }
@@ -585,7 +616,8 @@ void product(const float *a, int64_t lda, int64_t rows, const float *b, int64_t 
 
 /* Keys of positions base..base + kGroup - 1 into one panel of K^T, [padded][16]; int8 with scales and bias. */
 template <int Kind>
-void widen_keys(const kq_cache *cache, const AttendTask *task, const Bias *bias, int64_t base, float *panel) {
+void widen_keys(const kq_cache *cache, const AttendTask *task, const Bias *bias, const Turns *turns, int64_t base,
+                float *panel) {
     const int64_t dim = cache->head_dim, slot = slot_of(cache, task->span, base);
     const int64_t at = slot * cache->num_kv_heads + task->head;
     float scales[kGroup];
@@ -606,7 +638,7 @@ void widen_keys(const kq_cache *cache, const AttendTask *task, const Bias *bias,
     for (int64_t n = 0; n < bias->count; n++) {
         const int64_t i = bias->pair[n];
         const F c0 = f_set(task->span->cos[base * half + i]), s0 = f_set(task->span->sin[base * half + i]);
-        const F ct = f_load(bias->cos + n * kGroup), st = f_load(bias->sin + n * kGroup);
+        const F ct = f_load(turns->cos + i * kGroup), st = f_load(turns->sin + i * kGroup);
         const F c = c0 * ct - s0 * st, s = s0 * ct + c0 * st;
         float *low = panel + i * 16, *high = panel + (half + i) * 16;
         f_store(low, f_load(low) + f_set(bias->low[n]) * c - f_set(bias->high[n]) * s);
@@ -701,7 +733,8 @@ void attend_many(const AttendArgs *args, const AttendTask *task, char *scratch) 
     many.scores = carve(&scratch, many.queries * kKeys);
     many.largest = carve(&scratch, many.queries);
     many.total = carve(&scratch, many.queries);
-    const Bias bias = load_bias(cache, task->span, task->head, &scratch);
+    const Bias bias = load_bias(cache, task->head, &scratch);
+    const Turns turns = load_turns(cache, task->span, &scratch);
     load_queries(args, task, task->head, many.q, many.padded);
     std::memset(many.sums, 0, static_cast<size_t>(many.queries * many.padded) * sizeof(float));
     for (int64_t i = 0; i < many.queries; i++) {
@@ -711,7 +744,7 @@ void attend_many(const AttendArgs *args, const AttendTask *task, char *scratch) 
     for (int64_t base = task->begin / kGroup * kGroup; base < task->end; base += kKeys) {
         const int64_t end = base + kKeys < task->end ? base + kKeys : task->end;
         for (int64_t at = base; at < end; at += kGroup)
-            widen_keys<Kind>(cache, task, &bias, at, many.keys + (at - base) * many.padded);
+            widen_keys<Kind>(cache, task, &bias, &turns, at, many.keys + (at - base) * many.padded);
         widen_values<Kind>(cache, task, base, base > task->begin ? base : task->begin, end, many.values);
         for (int64_t first = 0; first < many.queries; first += kRows)
             score_rows(args, task, &many, base, first, first + kRows < many.queries ? first + kRows : many.queries);
@@ -731,8 +764,7 @@ void attend_kind(const AttendArgs *args, const AttendTask *task, char *scratch) 
 void attend_rows(const AttendArgs *args, const AttendTask *task, void *scratch) {
     if (task->writes) {
         const int64_t first = task->span->start > task->begin ? task->span->start : task->begin;
-        for (int64_t head = task->head; first < task->end && head < task->head_end; head++)
-            write_rows(args, task->span, head, first, task->end, scratch);
+        if (first < task->end) write_rows(args, task->span, task->head, task->head_end, first, task->end, scratch);
     }
     switch (args->cache->kind) {
         case KQ_CACHE_BF16: return attend_kind<KQ_CACHE_BF16>(args, task, static_cast<char *>(scratch));

@@ -17,9 +17,17 @@ void rms_norm_row(const float *x, const float *weight, float eps, int64_t size, 
     for (; i < size; i++) y[i] = x[i] * scale * weight[i];
 }
 
-/* y = gate / (1 + exp(-gate)) * up. */
+/* y = gate / (1 + exp(-gate)) * up. Gates below -100 are as good as that: f_exp ends at exp(88.7). */
 void swiglu_row(const float *gate, const float *up, int64_t size, float *y) {
-    for (int64_t i = 0; i < size; i++) y[i] = gate[i] / (1.0f + __builtin_expf(-gate[i])) * up[i];
+    for (int64_t i = 0; i < size; i += 16) {
+        const int64_t count = size - i < 16 ? size - i : 16;
+        const bool whole = count == 16;
+        const F g = f_max(f_set(-100.0f), whole ? f_load(gate + i) : f_load_some(gate + i, count));
+        const F u = whole ? f_load(up + i) : f_load_some(up + i, count);
+        const F out = f_div(g, f_set(1.0f) + f_exp(f_zero() - g)) * u;
+        if (whole) f_store(y + i, out);
+        else f_store_some(y + i, out, count);
+    }
 }
 
 }  // namespace

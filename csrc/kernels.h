@@ -38,9 +38,9 @@ struct Kernels {
                    int32_t accumulate, void *scratch);
     void (*rms_norm)(const float *x, const float *weight, float eps, int64_t size, float *y);   // one row
     void (*swiglu)(const float *gate, const float *up, int64_t size, float *y);
-    // Positions first..last-1 of a span and kv head `head`: k normed and turned, k and v written to the cache.
-    void (*write)(const AttendArgs *args, const kq_span *span, int64_t head, int64_t first, int64_t last,
-                  void *scratch);
+    // Positions first..last-1 of a span, kv heads head..head_end-1: k normed and turned, k and v written to the cache.
+    void (*write)(const AttendArgs *args, const kq_span *span, int64_t head, int64_t head_end, int64_t first,
+                  int64_t last, void *scratch);
     void (*attend)(const AttendArgs *args, const AttendTask *task, void *scratch);
     // The parts of a task's rows, `parts` arrays of task_floats that follow each other at `partial`, into args->out.
     void (*merge)(const AttendArgs *args, const AttendTask *task, const float *partial, int64_t parts);

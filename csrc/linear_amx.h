@@ -1,10 +1,11 @@
-/* Matrix products over packed tiles with the matrix unit, for many rows of activations.
+/* Matrix products over packed tiles with the matrix unit, for some rows of activations or more.
  *
  * A packed tile is already what the unit wants: 64 bytes are four (int) or two (bf16) inputs of 16 outputs, and 16 such
  * vectors are one right operand. Formula, for each group g of inputs (one for KQ_INT8):
- *     y[m, n] = sum over g of sx[m, g] * sw[n, g] * dot(x[m, g], w[n, g] - zero[n, g])
- * with the integer part exact. Loop order, outside in: up to kPanelRows rows, up to kPanelTiles tiles of outputs, blocks
- * of kBlock inputs, 32 rows (their codes of one block fit the first cache), 32 outputs (2 x 2 result tiles), inputs. */
+ *     y[m, n] = sum over g of (sx[m, g] * sw[n, g]) * dot(x[m, g], w[n, g] - zero[n, g])
+ * with exact dot products, in the order of linear_body.h: the same bits. Loop order, outside in: two tiles of outputs,
+ * 48 rows, inputs. Six results of 16 x 16 stay in registers over all inputs of a group; both operands come from the
+ * second cache, which five tiles for six products just do not overload. */
 #pragma once
 #include "amx.h"
 #include "kernels.h"
@@ -13,27 +14,116 @@
 
 namespace {
 
-constexpr int64_t kPanelRows = 512, kPanelTiles = 16;
-constexpr int64_t kBlock = 512;       // inputs
-constexpr int64_t kSquare = 16 * 16;  // values of a result tile
+constexpr int64_t kSquare = 16 * 16;      // values of a result tile
+constexpr int64_t kSquareBytes = kSquare * 4;
+constexpr int64_t kMaxResults = 6;
+constexpr int64_t kNear = 4096;           // bytes from a vector that is read to the one that is fetched
 
-/* One block of a panel: what a result needs beside its operands. */
-struct Panel {
+enum Dot { kS8U8, kS8S8, kBf16 };
+
+/* Tile registers: result of row tile r and output tile s in 2 r + s; right operands in 7; left ones in 6, and in 5 for
+ * the second of two row tiles, which may be short. */
+inline void shape_tiles(int64_t rows, int64_t depth) {
+    TileConfig config = {};
+    config.palette = 1;
+    const int64_t top = rows < 16 ? rows : 16, bottom = rows < 32 ? rows - top : 16;
+    for (int t = 0; t < 8; t++) {
+        const bool low = t == 2 || t == 3 || t == 5;
+        const int64_t used = t == 7 ? depth : low && rows <= 32 ? bottom : top;
+        config.bytes[t] = static_cast<uint16_t>(t == 6 || (t == 5 && rows <= 32) ? 4 * depth : 64);
+        config.rows[t] = static_cast<uint8_t>(used ? used : 1);
+    }
+    tile_config(&config);
+}
+
+template <int R>
+inline void zero_results() {
+    TILE_ZERO(0);
+    TILE_ZERO(1);
+    if (R > 1) TILE_ZERO(2);
+    if (R > 1) TILE_ZERO(3);
+    if (R > 2) TILE_ZERO(4);
+    if (R > 2) TILE_ZERO(5);
+}
+
+/* out: int32 or fp32 [2 R][16][16]. */
+template <int R>
+inline void store_results(uint8_t *out) {
+    TILE_STORE(0, out, 64);
+    TILE_STORE(1, out + kSquareBytes, 64);
+    if (R > 1) TILE_STORE(2, out + 2 * kSquareBytes, 64);
+    if (R > 1) TILE_STORE(3, out + 3 * kSquareBytes, 64);
+    if (R > 2) TILE_STORE(4, out + 4 * kSquareBytes, 64);
+    if (R > 2) TILE_STORE(5, out + 5 * kSquareBytes, 64);
+}
+
+#define DOT(c, a)                                       \
+    do {                                                \
+        if (kDot == kS8U8) TILE_DOT_S8U8(c, a, 7);      \
+        else if (kDot == kS8S8) TILE_DOT_S8S8(c, a, 7); \
+        else TILE_DOT_BF16(c, a, 7);                    \
+    } while (0)
+
+/* R row tiles (16 rows `stride` apart each) times two output tiles, 64 bytes of inputs deep at most. between(i) runs
+ * after product i of 2 R: vector work that the unit's time hides. */
+template <Dot kDot, int R, typename Between>
+inline void step(const uint8_t *a, int64_t stride, const uint8_t *b0, const uint8_t *b1, Between between) {
+    TILE_LOAD(7, b0, 64);
+    TILE_LOAD(6, a, stride);
+    DOT(0, 6);
+    between(0);
+    if (R == 1) {
+        TILE_LOAD(7, b1, 64);
+        DOT(1, 6);
+        between(1);
+    } else if (R == 2) {
+        TILE_LOAD(5, a + 16 * stride, stride);
+        DOT(2, 5);
+        between(1);
+        TILE_LOAD(7, b1, 64);
+        DOT(1, 6);
+        between(2);
+        DOT(3, 5);
+        between(3);
+    } else {
+        TILE_LOAD(6, a + 16 * stride, stride);
+        DOT(2, 6);
+        between(1);
+        TILE_LOAD(6, a + 32 * stride, stride);
+        DOT(4, 6);
+        between(2);
+        TILE_LOAD(7, b1, 64);
+        DOT(5, 6);
+        between(3);
+        TILE_LOAD(6, a, stride);
+        DOT(1, 6);
+        between(4);
+        TILE_LOAD(6, a + 16 * stride, stride);
+        DOT(3, 6);
+        between(5);
+    }
+}
+#undef DOT
+
+/* Two output tiles against all rows: where they lie, and which lines of memory to call for meanwhile. */
+struct Pair {
     const kq_weight *w;
     const Activations *x;
-    int64_t first_row, rows;    // of x
-    int64_t first, last;        // tiles of w
-    float *y;                   // column of tile `first`, row 0 of x
+    int64_t tile, tiles;         // the first, and 1 or 2 of them
+    float *y;                    // row 0 of x, first column of the first tile
     int64_t ldy;
     int32_t accumulate;
-    uint8_t *results;           // [rows / 32][tiles / 2][4][16][16] int32 or fp32: sums of the blocks before
-    uint8_t *scratch;
+    const uint8_t *b;            // right operands: the first tile's
+    int64_t b_stride;            // bytes to the second tile's, 0 where there is none
+    const uint8_t *ahead;        // the next pair in memory, or NULL
+    int64_t blocks;              // of 48 rows or fewer, that share the fetching of `ahead`
+    uint8_t *results;            // [3][kMaxResults] squares
 };
 
-/* y[row, tile] = value + bias, or += for accumulate. */
-inline void put(const Panel &p, int64_t row, int64_t tile, F value) {
-    const int64_t column = tile * kTile, left = p.w->n - column;
-    float *y = p.y + row * p.ldy + column - p.first * kTile;
+/* y[row + r] = value + bias, or += for accumulate, of output tile `side`. */
+inline void put(const Pair &p, int64_t row, int64_t side, F value) {
+    const int64_t column = (p.tile + side) * kTile, left = p.w->n - column;
+    float *y = p.y + row * p.ldy + side * kTile;
     if (left >= kTile) {
         if (p.w->bias) value = value + f_load(p.w->bias + column);
         f_store(y, p.accumulate ? f_load(y) + value : value);
@@ -43,103 +133,180 @@ inline void put(const Panel &p, int64_t row, int64_t tile, F value) {
     f_store_some(y, p.accumulate ? f_load_some(y, left) + value : value, left);
 }
 
-inline uint8_t *results_of(const Panel &p, int64_t row, int64_t tile) {
-    const int64_t pairs = (p.last - p.first + 1) / 2;
-    return p.results + ((row - p.first_row) / 32 * pairs + (tile - p.first) / 2) * 4 * kSquare * 4;
+inline const uint8_t *result_row(const uint8_t *results, int64_t r, int64_t side) {
+    return results + (r / 16 * 2 + side) * kSquareBytes + r % 16 * 64;
 }
 
-/* The operands of a run of inputs for 32 rows and two tiles, `steps` tiles deep. */
-struct Operands {
-    const uint8_t *a0, *a1;  // rows 0..15 and 16..31, or a1 = a0 where there are no more than 16
-    int64_t stride, a_step;  // bytes between rows, and between two steps
-    const uint8_t *b0, *b1;
-    int64_t b_step;
+inline void finish_int8(const Pair &p, int64_t row, int64_t rows) {
+    for (int64_t side = 0; side < p.tiles; side++) {
+        const F scales = f_load(tile_scales_f32(p.w, p.tile + side));
+        for (int64_t r = 0; r < rows; r++) {
+            const I exact = i_load(result_row(p.results, r, side)) - i_set(128 * p.x->sums[row + r]);
+            put(p, row + r, side, f_from_i(exact) * (scales * f_set(p.x->scales[row + r])));
+        }
+    }
+}
+
+inline void finish_f32(const Pair &p, const uint8_t *results, int64_t row, int64_t rows) {
+    for (int64_t side = 0; side < p.tiles; side++) {
+        for (int64_t r = 0; r < rows; r++) {
+            put(p, row + r, side, f_load(reinterpret_cast<const float *>(result_row(results, r, side))));
+        }
+    }
+}
+
+/* Lines to call for in each step: a share of the next pair, or what this pair's only sweep reads soon. */
+struct Ahead {
+    const uint8_t *first, *second;  // in the first tile and in the second
+    int64_t lines;                  // of each a step
 };
 
-enum Dot { kS8U8, kS8S8, kBf16 };
+/* `bytes`: of one tile in memory a step. */
+inline Ahead look_ahead(const Pair &p, const uint8_t *memory, int64_t block, int64_t steps, int64_t bytes) {
+    const int64_t apart = tile_bytes(p.w), lines = bytes / 64;
+    if (p.blocks == 1) return {memory + kNear, memory + apart + kNear, lines};
+    if (!p.ahead) return {memory, memory, 0};
+    const int64_t share = (lines + p.blocks - 1) / p.blocks, from = block * steps * share * 64;
+    if (from >= apart) return {memory, memory, 0};
+    return {p.ahead + from, p.ahead + apart + from, share};
+}
+inline void call_for(Ahead *ahead) {
+    for (int64_t i = 0; i < ahead->lines; i++) {
+        fetch_second(ahead->first + 64 * i);
+        fetch_second(ahead->second + 64 * i);
+    }
+    ahead->first += 64 * ahead->lines;
+    ahead->second += 64 * ahead->lines;
+}
 
-template <Dot kDot, bool kBottom>
-inline void multiply(const Operands &o, int64_t steps) {
-#define DOT(c, a, b)                                       \
-    do {                                                   \
-        if (kDot == kS8U8) TILE_DOT_S8U8(c, a, b);         \
-        else if (kDot == kS8S8) TILE_DOT_S8S8(c, a, b);    \
-        else TILE_DOT_BF16(c, a, b);                       \
-    } while (0)
-    const uint8_t *a0 = o.a0, *a1 = o.a1, *b0 = o.b0, *b1 = o.b1;
+/* KQ_INT8 and KQ_BF16: rows row..row+rows-1. */
+template <Dot kDot, int R>
+void whole_block(const Pair &p, int64_t row, int64_t rows, int64_t block) {
+    const int64_t size = kDot == kBf16 ? 2 : 1, steps = padded_k(p.w) * size / 64;
+    const int64_t stride = kDot == kBf16 ? code_stride(2 * padded_k(p.w)) : code_stride(p.x->k);
+    const auto *a = reinterpret_cast<const uint8_t *>(p.x->codes + row * stride);
+    Ahead ahead = look_ahead(p, p.b, block, steps, 1024);
+    const uint8_t *b0 = p.b, *b1 = p.b + p.b_stride;
+    zero_results<R>();
     for (int64_t s = 0; s < steps; s++) {
-        TILE_LOAD(4, a0, o.stride);
-        TILE_LOAD(6, b0, 64);
-        DOT(0, 4, 6);
-        TILE_LOAD(7, b1, 64);
-        DOT(1, 4, 7);
-        if (kBottom) {
-            TILE_LOAD(5, a1, o.stride);
-            DOT(2, 5, 6);
-            DOT(3, 5, 7);
-        }
-        a0 += o.a_step;
-        a1 += o.a_step;
-        b0 += o.b_step;
-        b1 += o.b_step;
+        call_for(&ahead);
+        step<kDot, R>(a + 64 * s, stride, b0 + 1024 * s, b1 + 1024 * s, [](int) {});
     }
-#undef DOT
+    store_results<R>(p.results);
+    if (kDot == kBf16) finish_f32(p, p.results, row, rows);
+    else finish_int8(p, row, rows);
 }
 
-inline void zero_results() {
-    TILE_ZERO(0);
-    TILE_ZERO(1);
-    TILE_ZERO(2);
-    TILE_ZERO(3);
-}
-inline void load_results(const uint8_t *p) {
-    TILE_LOAD(0, p, 64);
-    TILE_LOAD(1, p + 1024, 64);
-    TILE_LOAD(2, p + 2048, 64);
-    TILE_LOAD(3, p + 3072, 64);
-}
-inline void store_results(uint8_t *p) {
-    TILE_STORE(0, p, 64);
-    TILE_STORE(1, p + 1024, 64);
-    TILE_STORE(2, p + 2048, 64);
-    TILE_STORE(3, p + 3072, 64);
-}
-
-/* Final values of 32 rows and two tiles from the result tiles in memory. */
-inline void finish_int8(const Panel &p, int64_t row, int64_t rows, int64_t tile, const uint8_t *results) {
-    for (int64_t side = 0; side < 2 && tile + side < p.last; side++) {
-        const F scales = f_load(tile_scales_f32(p.w, tile + side));
-        for (int64_t r = 0; r < rows; r++) {
-            const I dots = i_load(results + ((r / 16 * 2 + side) * kSquare + r % 16 * 16) * 4);
-            const I exact = dots - i_set(128 * p.x->sums[row + r]);
-            put(p, row + r, tile + side, f_from_i(exact) * (scales * f_set(p.x->scales[row + r])));
-        }
+/* KQ_INT4: a group of one tile, from `in` on, to signed bytes less their zeros. out: [group / 4][64]. */
+inline void unpack_group(const kq_weight *w, int64_t tile, int64_t group, uint8_t *out) {
+    const I low = i_set(0x0f0f0f0f);
+    const I zero = w->has_zeros ? i_spread_bytes(tile_zeros(w, tile) + group * kTile) : i_set(0x08080808);
+    const uint8_t *in = tile_codes(w, tile) + group * w->group * 8;
+    for (int64_t v = 0; v < w->group / 8; v++, in += 64, out += 128) {
+        __builtin_prefetch(in + kNear);
+        const I both = i_load(in);
+        i_store(out, i_sub_bytes(both & low, zero));
+        i_store(out + 64, i_sub_bytes(i_shift_right(both, 4) & low, zero));
     }
 }
-inline void finish_f32(const Panel &p, int64_t row, int64_t rows, int64_t tile, const uint8_t *results) {
-    for (int64_t side = 0; side < 2 && tile + side < p.last; side++)
-        for (int64_t r = 0; r < rows; r++) {
-            const uint8_t *from = results + ((r / 16 * 2 + side) * kSquare + r % 16 * 16) * 4;
-            put(p, row + r, tile + side, f_load(reinterpret_cast<const float *>(from)));
-        }
+
+/* Rows from..to-1 of square q: sums += (sx * sw) * dots. sx: the scale of the square's row 0; scales a row: `ld`. */
+inline void fold(const uint8_t *dots, uint8_t *sums, int64_t q, int64_t from, int64_t to, const float *sx, int64_t ld,
+                 F scales) {
+    for (int64_t r = from; r < to; r++) {
+        auto *sum = reinterpret_cast<float *>(sums + q * kSquareBytes + r * 64);
+        const F dot = f_from_i(i_load(dots + q * kSquareBytes + r * 64));
+        f_store(sum, f_fma(dot, scales * f_set(sx[r * ld]), f_load(sum)));
+    }
 }
 
-/* KQ_INT8 and KQ_BF16: inputs from..to-1 of 32 rows (a: their codes from `from` on) and all tiles of the panel. */
-template <Dot kDot, bool kBottom>
-void row_block(const Panel &p, int64_t row, int64_t rows, int64_t from, int64_t to, const uint8_t *a, int64_t stride) {
-    const int64_t size = kDot == kBf16 ? 2 : 1, k = padded_k(p.w);
-    for (int64_t tile = p.first; tile < p.last; tile += 2) {
-        const uint8_t *b0 = tile_codes(p.w, tile) + from * kTile * size;
-        const uint8_t *b1 = tile + 1 < p.last ? b0 + tile_bytes(p.w) : b0;
-        uint8_t *results = results_of(p, row, tile);
-        if (from) load_results(results);
-        else zero_results();
-        multiply<kDot, kBottom>({a, a + 16 * stride, stride, 64, b0, b1, 1024}, (to - from) * size / 64);
-        store_results(results);
-        if (to < k) continue;
-        if (kDot == kBf16) finish_f32(p, row, rows, tile, results);
-        else finish_int8(p, row, rows, tile, results);
+/* KQ_INT4, groups of kSteps steps of `depth` inputs. The sums of a group are folded into the fp32 ones while the unit
+ * multiplies the next. */
+template <int R, int kSteps>
+void group_block(const Pair &p, int64_t row, int64_t rows, int64_t block) {
+    const int64_t group = p.w->group, depth = group / kSteps, stride = code_stride(p.x->k), groups = p.x->groups;
+    const auto *a = reinterpret_cast<const uint8_t *>(p.x->codes + row * stride);
+    uint8_t *sums = p.results + 2 * kMaxResults * kSquareBytes;
+    const uint16_t *sw0 = tile_scales_f16(p.w, p.tile), *sw1 = tile_scales_f16(p.w, p.tile + p.tiles - 1);
+    Ahead ahead = look_ahead(p, p.b, block, groups * kSteps, depth * kTile / 2);
+    if (p.blocks == 1) ahead.lines = 0;  // unpacking calls for them
+    for (int64_t i = 0; i < 2 * R * kSquareBytes; i += 64) i_store(sums + i, i_zero());
+    for (int64_t g = 0; g <= groups; g++) {
+        uint8_t *now = p.results + g % 2 * kMaxResults * kSquareBytes;
+        const uint8_t *before = p.results + (g + 1) % 2 * kMaxResults * kSquareBytes;
+        const float *sx = p.x->scales + row * groups + g - 1;
+        const F scales[2] = {f_load_f16(sw0 + (g ? g - 1 : 0) * kTile), f_load_f16(sw1 + (g ? g - 1 : 0) * kTile)};
+        const auto fold_part = [&](int64_t part, int i) {
+            const int64_t r = i / 2 * 16, in = R == 3 || rows - r > 16 ? 16 : rows - r;
+            const int64_t from = part * 16 / kSteps, to = (part + 1) * 16 / kSteps;
+            if (R == 3) fold(before, sums, i, from, to, sx + r * groups, groups, scales[i % 2]);
+            else fold(before, sums, i, from, to < in ? to : in, sx + r * groups, groups, scales[i % 2]);
+        };
+        if (g == groups) {
+            for (int64_t s = 0; s < kSteps; s++)
+                for (int i = 0; i < 2 * R; i++) fold_part(s, i);
+            break;
+        }
+        const uint8_t *b0 = p.b + g * group * kTile;
+        zero_results<R>();
+        for (int64_t s = 0; s < kSteps; s++) {
+            call_for(&ahead);
+            step<kS8S8, R>(a + g * group + s * depth, stride, b0 + s * depth * kTile, b0 + p.b_stride + s * depth * kTile,
+                           [&](int i) {
+                               if (g) fold_part(s, i);
+                           });
+        }
+        store_results<R>(now);
     }
+    finish_f32(p, sums, row, rows);
+}
+
+template <int R>
+void any_block(const Pair &p, int64_t row, int64_t rows, int64_t block) {
+    if (p.w->kind == KQ_INT8) whole_block<kS8U8, R>(p, row, rows, block);
+    else if (p.w->kind == KQ_BF16) whole_block<kBf16, R>(p, row, rows, block);
+    else if (p.w->group == 128) group_block<R, 2>(p, row, rows, block);
+    else group_block<R, 1>(p, row, rows, block);
+}
+
+/* How many of `left` rows the next block takes: 48 while there are, then 32 or fewer, as only the second of two row
+ * tiles may be short. */
+inline int64_t block_rows(int64_t left) { return left >= 48 ? 48 : left > 32 ? 32 : left; }
+
+void multiply_pair(const Pair &p, int64_t *shaped) {
+    const int64_t depth = p.w->kind == KQ_INT4 && p.w->group == 32 ? 8 : 16;
+    for (int64_t row = 0, block = 0; row < p.x->rows; block++) {
+        const int64_t rows = block_rows(p.x->rows - row);
+        if (rows != *shaped) shape_tiles(rows, depth);
+        *shaped = rows;
+        if (rows == 48) any_block<3>(p, row, rows, block);
+        else if (rows > 16) any_block<2>(p, row, rows, block);
+        else any_block<1>(p, row, rows, block);
+        row += rows;
+    }
+}
+
+void linear_amx(const kq_weight *w, const Activations *x, int64_t first, int64_t last, float *y, int64_t ldy,
+                int32_t accumulate, void *scratch) {
+    const bool fits = w->kind != KQ_INT4 || 2 * kTile * w->k + 3 * kMaxResults * kSquareBytes <= int64_t{kLinearScratch};
+    if (x->rows < 4 || !x->codes || !fits) return linear_tiles(w, x, first, last, y, ldy, accumulate, scratch);
+    auto *results = static_cast<uint8_t *>(scratch), *unpacked = results + 3 * kMaxResults * kSquareBytes;
+    const int64_t blocks = x->rows / 48 + (x->rows % 48 != 0) + (x->rows % 48 > 32);
+    int64_t shaped = 0;
+    for (int64_t tile = first; tile < last; tile += 2) {
+        const int64_t tiles = last - tile < 2 ? 1 : 2;
+        Pair pair = {w, x, tile, tiles, y + (tile - first) * kTile, ldy, accumulate, tile_codes(w, tile),
+                     tiles < 2 ? 0 : tile_bytes(w), tile + 2 < last ? tile_codes(w, tile + 2) : nullptr, blocks, results};
+        if (w->kind == KQ_INT4) {
+            for (int64_t g = 0; g < x->groups; g++)
+                for (int64_t t = 0; t < tiles; t++)
+                    unpack_group(w, tile + t, g, unpacked + (t * x->groups + g) * w->group * kTile);
+            pair.b = unpacked;
+            pair.b_stride = tiles < 2 ? 0 : w->k * kTile;
+        }
+        multiply_pair(pair, &shaped);
+    }
+    tile_release();
 }
 
 /* fp32 rows to bf16, half to even, zero beyond k. */
@@ -156,116 +323,6 @@ void round_amx(const float *x, int64_t ldx, int64_t k, int64_t first, int64_t la
                            high > 0 ? f_load_some(in + i + 16, high) : f_zero());
         }
     }
-}
-
-template <Dot kDot>
-void panel_whole(const Panel &p) {
-    const int64_t k = padded_k(p.w);
-    for (int64_t from = 0; from < k; from += kBlock) {
-        const int64_t to = from + kBlock < k ? from + kBlock : k;
-        int64_t shape = 0;
-        for (int64_t done = 0; done < p.rows; done += 32) {
-            const int64_t row = p.first_row + done, rows = p.rows - done < 32 ? p.rows - done : 32;
-            if (rows != shape) tile_shapes(rows < 16 ? rows : 16, rows < 16 ? 0 : rows - 16, 16);
-            shape = rows;
-            const int64_t stride = kDot == kBf16 ? code_stride(2 * k) : code_stride(p.x->k);
-            const auto *a = reinterpret_cast<const uint8_t *>(p.x->codes + row * stride + (kDot == kBf16 ? 2 : 1) * from);
-            if (rows > 16) row_block<kDot, true>(p, row, rows, from, to, a, stride);
-            else row_block<kDot, false>(p, row, rows, from, to, a, stride);
-        }
-    }
-}
-
-/* KQ_INT4: codes of inputs from..to-1 of one tile to signed bytes, less their zeros. out: [(to - from) / 4][64]. */
-inline void unpack_int4(const kq_weight *w, int64_t tile, int64_t from, int64_t to, uint8_t *out) {
-    const I low = i_set(0x0f0f0f0f);
-    I zero = i_set(0x08080808);
-    for (int64_t i = from; i < to; i += w->group) {
-        if (w->has_zeros) zero = i_spread_bytes(tile_zeros(w, tile) + i / w->group * kTile);
-        const uint8_t *in = tile_codes(w, tile) + i * 8;
-        for (int64_t v = 0; v < w->group / 8; v++, in += 64, out += 128) {
-            const I both = i_load(in);
-            i_store(out, i_sub_bytes(both & low, zero));
-            i_store(out + 64, i_sub_bytes(i_shift_right(both, 4) & low, zero));
-        }
-    }
-}
-
-/* sums[r] += sx[r, g] * sw[g] * dots[r] for 32 rows and two tiles. */
-inline void add_group(const Panel &p, int64_t row, int64_t rows, int64_t tile, int64_t group, const uint8_t *dots,
-                      float *sums) {
-    for (int64_t side = 0; side < 2; side++) {
-        const int64_t t = tile + side < p.last ? tile + side : tile;
-        const F scales = f_load_f16(tile_scales_f16(p.w, t) + group * kTile);
-        for (int64_t r = 0; r < rows; r++) {
-            const int64_t at = (r / 16 * 2 + side) * kSquare + r % 16 * 16;
-            const F scale = scales * f_set(p.x->scales[(row + r) * p.x->groups + group]);
-            f_store(sums + at, f_fma(f_from_i(i_load(dots + at * 4)), scale, f_load(sums + at)));
-        }
-    }
-}
-
-template <bool kBottom>
-void row_block_int4(const Panel &p, int64_t row, int64_t rows, int64_t from, int64_t to, const uint8_t *unpacked,
-                    uint8_t *dots) {
-    const int64_t group = p.w->group, stride = code_stride(p.x->k), depth = group < 64 ? group : 64;
-    const int64_t end = to < p.w->k ? to : p.w->k;
-    for (int64_t tile = p.first; tile < p.last; tile += 2) {
-        float *sums = reinterpret_cast<float *>(results_of(p, row, tile));
-        if (!from)
-            for (int64_t i = 0; i < 4 * kSquare; i += 16) f_store(sums + i, f_zero());
-        for (int64_t i = from; i < end; i += group) {
-            const uint8_t *a = reinterpret_cast<const uint8_t *>(p.x->codes + row * stride + i);
-            const uint8_t *b0 = unpacked + ((tile - p.first) * kBlock + i - from) * kTile;
-            const uint8_t *b1 = tile + 1 < p.last ? b0 + kBlock * kTile : b0;
-            uint8_t *now = dots + i / group % 2 * 4096, *before = dots + (i / group + 1) % 2 * 4096;
-            zero_results();
-            multiply<kS8S8, kBottom>({a, a + 16 * stride, stride, depth, b0, b1, depth * kTile}, group / depth);
-            store_results(now);
-            // One group behind, so that the unit works on while this group's sums are converted.
-            if (i > from) add_group(p, row, rows, tile, i / group - 1, before, sums);
-        }
-        add_group(p, row, rows, tile, end / group - 1, dots + (end / group + 1) % 2 * 4096, sums);
-        if (to >= p.w->k) finish_f32(p, row, rows, tile, reinterpret_cast<const uint8_t *>(sums));
-    }
-}
-
-void panel_int4(const Panel &p) {
-    const int64_t k = p.w->k, depth = p.w->group < 64 ? p.w->group / 4 : 16;
-    uint8_t *dots = p.scratch, *unpacked = p.scratch + 8192;
-    for (int64_t from = 0; from < k; from += kBlock) {
-        const int64_t to = from + kBlock < k ? from + kBlock : k;
-        for (int64_t tile = p.first; tile < p.last; tile++)
-            unpack_int4(p.w, tile, from, to, unpacked + (tile - p.first) * kBlock * kTile);
-        int64_t shape = 0;
-        for (int64_t done = 0; done < p.rows; done += 32) {
-            const int64_t row = p.first_row + done, rows = p.rows - done < 32 ? p.rows - done : 32;
-            if (rows != shape) tile_shapes(rows < 16 ? rows : 16, rows < 16 ? 0 : rows - 16, depth);
-            shape = rows;
-            if (rows > 16) row_block_int4<true>(p, row, rows, from, to, unpacked, dots);
-            else row_block_int4<false>(p, row, rows, from, to, unpacked, dots);
-        }
-    }
-}
-
-void linear_amx(const kq_weight *w, const Activations *x, int64_t first, int64_t last, float *y, int64_t ldy,
-                int32_t accumulate, void *scratch) {
-    if (x->rows < 4 || !x->codes) return linear_tiles(w, x, first, last, y, ldy, accumulate, scratch);
-    auto *memory = static_cast<uint8_t *>(scratch);
-    constexpr int64_t kResultBytes = kPanelRows * kPanelTiles * kTile * 4;
-    for (int64_t tile = first; tile < last; tile += kPanelTiles) {
-        const int64_t end = tile + kPanelTiles < last ? tile + kPanelTiles : last;
-        for (int64_t row = 0; row < x->rows; row += kPanelRows) {
-            const int64_t rows = x->rows - row < kPanelRows ? x->rows - row : kPanelRows;
-            const Panel panel = {w,   x,          row,    rows,
-                                 tile, end,        y + (tile - first) * kTile, ldy,
-                                 accumulate, memory, memory + kResultBytes};
-            if (w->kind == KQ_INT4) panel_int4(panel);
-            else if (w->kind == KQ_INT8) panel_whole<kS8U8>(panel);
-            else panel_whole<kBf16>(panel);
-        }
-    }
-    tile_release();
 }
 
 }  // namespace

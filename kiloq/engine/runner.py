@@ -7,19 +7,23 @@ from kiloq.cache import KVCache, PagedAttend
 from kiloq.model import Transformer
 
 from .batch import Batch
+from .native import plan_of
 
 
 class Runner:
-    """A model and its cache on one device."""
+    """A model and its cache on one device; by the kernels in one call a step where they can, else op by op."""
 
     def __init__(self, model: Transformer, cache: KVCache) -> None:
         self._model = model
         self._cache = cache
         self._windows = model.config.windows
+        self._native = plan_of(model, cache)
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Tensor:
         """Write the batch's keys and values; logits of the rows it asks for, [N, vocab_size]."""
+        if self._native is not None:
+            return self._native.logits(batch)
         attend = PagedAttend(self._cache, batch.spans, self._windows)
         rotation = self._model.rotation(batch.positions, batch.alphas)
         hidden = self._model(batch.ids, rotation, attend)  # [T, hidden_size]

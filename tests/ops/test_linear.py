@@ -224,3 +224,15 @@ def test_the_reference_is_the_formula() -> None:
         packed = cpu.pack(weight, None) if cpu.library() else ops.pack(weight)
         found = reference.quant_linear(x, packed).double()
         assert error(found, exact(packed, x), x, weight) < 1e-6
+
+
+@pytest.mark.usefixtures("native")
+def test_swiglu_holds_from_one_end_of_fp32_to_the_other() -> None:
+    gate = torch.cat([torch.linspace(-120, 120, 4000), torch.tensor([0.0, -0.0, 1e-20, -3e38, 3e38, float("nan")])])
+    count = len(gate) + -len(gate) % 16
+    gate = torch.nn.functional.pad(gate, (0, count - len(gate)))
+    # An identity of bf16 would round the gate: the bias carries it, and the inputs are zero.
+    packed = cpu.pack(torch.zeros(2 * count, 8), torch.cat([gate, torch.full((count,), 0.5)]))
+    found = cpu.linear_swiglu(torch.zeros(1, 8), packed)[0]
+    wanted = reference.swiglu(torch.cat([gate, torch.full((count,), 0.5)]).double()).float()
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-30, equal_nan=True)
