@@ -94,7 +94,7 @@ def write_quantized(
                 first = weight
             del rest[name]
             for stem, part in _split(checkpoint, source, name, weight):
-                if (part.kind, part.group_size) == (first.kind, first.group_size) or _whole_rows(part, first):
+                if _alike(part, first):
                     shards.add({f"{stem}.{suffix}": tensor for suffix, tensor in _tensors(part, first, layout, source)})
                 else:
                     plain.append(stem)
@@ -128,9 +128,15 @@ def _split(
         )
 
 
-def _whole_rows(weight: QuantWeight, first: QuantWeight) -> bool:
-    """Whether both have one scale a row, however long."""
-    return weight.kind == first.kind and weight.scales.shape[1] == first.scales.shape[1] == 1
+def _is_whole(weight: QuantWeight) -> bool:
+    """Whether a file says of it that a row, however long, has one scale."""
+    return weight.kind == "int8" and weight.scales.shape[1] == 1
+
+
+def _alike(weight: QuantWeight, first: QuantWeight) -> bool:
+    """Whether one description fits both."""
+    same_groups = _is_whole(weight) if _is_whole(first) else weight.group_size == first.group_size
+    return weight.kind == first.kind and same_groups
 
 
 def _tensors(weight: QuantWeight, first: QuantWeight, layout: Layout, source: Weights) -> Iterator[tuple[str, Tensor]]:
@@ -141,7 +147,7 @@ def _tensors(weight: QuantWeight, first: QuantWeight, layout: Layout, source: We
 
 
 def _refuse(weight: QuantWeight, layout: Layout) -> None:
-    if layout == "compressed-tensors" and weight.kind == "int8" and weight.scales.shape[1] > 1:
+    if layout == "compressed-tensors" and weight.kind == "int8" and not _is_whole(weight):
         raise ConfigError(
             "compressed-tensors with 8 bits has one scale a row, for programs that compute in int8; leave out the "
             "group size, or write gptq."
@@ -150,7 +156,7 @@ def _refuse(weight: QuantWeight, layout: Layout) -> None:
 
 def _settings(first: QuantWeight, layout: Layout, plain: list[str], notes: Mapping[str, object]) -> dict[str, object]:
     """The quantization_config."""
-    bits, whole = (4 if first.kind == "int4" else 8), first.scales.shape[1] == 1 and first.kind == "int8"
+    bits, whole = (4 if first.kind == "int4" else 8), _is_whole(first)
     if layout == "gptq":
         return {
             "quant_method": "gptq",

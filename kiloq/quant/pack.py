@@ -33,7 +33,8 @@ def unpack_words(words: Tensor, bits: Bits, dim: int) -> Tensor:
     """int32 words to the unsigned numbers in them along `dim`, lowest bits first; uint8."""
     per_word = 32 // bits
     last = words.movedim(dim, -1).contiguous()  # [.., W]
-    nibbles = last.view(torch.uint8)  # little-endian: byte by byte, lowest first; [.., 4 W]
+    # Little-endian: byte by byte, lowest first. Flat, because a length of 1 may have any stride. [.., 4 W]
+    nibbles = last.flatten().view(torch.uint8).view(*last.shape[:-1], -1)
     if bits == 4:
         nibbles = torch.stack([nibbles & 15, nibbles >> 4], dim=-1).flatten(-2)
     assert nibbles.shape[-1] == last.shape[-1] * per_word
@@ -46,7 +47,8 @@ def pack_words(numbers: Tensor, bits: Bits, dim: int) -> Tensor:
     if bits == 4:
         pairs = last.unflatten(-1, (-1, 2))  # type: ignore[no-untyped-call]
         last = pairs[..., 0] | (pairs[..., 1] << 4)
-    return last.contiguous().view(torch.int32).movedim(-1, dim).contiguous()
+    words = last.flatten().view(torch.int32).view(*last.shape[:-1], -1)
+    return words.movedim(-1, dim).contiguous()
 
 
 def from_gptq(

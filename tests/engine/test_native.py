@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from kiloq.quant.rounding import group_size_of, round_int4, round_int8
 
 from kiloq import ops
 from kiloq.checkpoint import bundled, load_model, open_checkpoint
@@ -10,7 +11,6 @@ from kiloq.engine.engine import Engine, EngineConfig
 from kiloq.model import Transformer
 from kiloq.ops import cpu
 from kiloq.quant.linear import QuantEmbedding, QuantLinear
-from kiloq.quant.rounding import group_size_of, round_int4, round_int8
 
 pytestmark = pytest.mark.skipif(cpu.library() is None, reason="no kernels here")
 
