@@ -71,21 +71,21 @@ struct Block {
     const uint8_t *panel, *next;
 };
 
+// Blocks as large as the registers hold: up to kFewRows rows of kMaxTiles tiles, or kMaxRows of kTilesOfMany.
 #if defined(__AVX512F__)
-constexpr int kMaxRows = 12, kMaxTiles = 4;
+constexpr int kMaxRows = 12, kTilesOfMany = 2, kFewRows = 4, kMaxTiles = 4;
 #else
-constexpr int kMaxRows = 4, kMaxTiles = 2;
+constexpr int kMaxRows = 4, kTilesOfMany = 1, kFewRows = 4, kMaxTiles = 2;
 #endif
 
-constexpr int64_t kAhead = 4096;       // bytes of each stream that are asked for in advance
 constexpr int64_t kPanelInputs = 512;  // inputs that are unpacked at a time: two tiles of them fill a third of L1
-constexpr int64_t kMaxPanelTiles = 2;
-constexpr int64_t kRowsAtOnce = 2048;  // rows whose sums fit the scratch
+constexpr int64_t kRowsOfPanel = 144;    // rows whose sums fit L1 beside the panel
 
-/* How far from place `at` of a tile the line lies that will be wanted kAhead bytes later: in the same tile, or in the
- * one that follows the T tiles that are read together. */
+/* How far from place `at` of a tile the line lies that is to be asked for now, 4 KB ahead of each of several streams or
+ * 8 KB of one: in the same tile, or in the one that follows the tiles that are read together. */
 inline int64_t ahead(int64_t at, int64_t tile_size, int64_t tiles) {
-    return kAhead + (at + kAhead < tile_size ? 0 : (tiles - 1) * tile_size);
+    const int64_t bytes = tiles == 1 ? 8192 : 4096;
+    return bytes + (at + bytes < tile_size ? 0 : (tiles - 1) * tile_size);
 }
 
 /* out[r, t] = sum_g (sx[r, g] * sw[t, g]) * (sum_{i in g} code[t, i] * x[r, i] - zero[t, g] * sum x[r, g]).
@@ -245,19 +245,16 @@ void one_block(const Block *b) {
 }
 
 /* The block of `rows` rows: one copy of the code for each number, so that accumulators are registers. */
-template <int S, int T, int R = T == 4 ? 4 : kMaxRows>
+template <int S, int T, int R = T == kMaxTiles ? kFewRows : kMaxRows>
 void run_block(const Block *b, int64_t rows) {
     if (rows == R) return one_block<S, R, T>(b);
     if constexpr (R > 1) run_block<S, T, R - 1>(b, rows);
 }
 
-template <int S>
+template <int S, int T = S == kPanel ? kTilesOfMany : kMaxTiles>
 void run_tiles(const Block *b, int64_t rows, int64_t tiles) {
-    if constexpr (kMaxTiles == 4 && S != kPanel) {
-        if (tiles == 4) return run_block<S, 4>(b, rows);
-    }
-    if (tiles == 2) run_block<S, 2>(b, rows);
-    else run_block<S, 1>(b, rows);
+    if (tiles == T) return run_block<S, T>(b, rows);
+    if constexpr (T > 1) run_tiles<S, T / 2>(b, rows, tiles);
 }
 
 /* The 16 columns of each of `tiles` tiles and `rows` rows of `out` to y, bias added; columns beyond n are left. */
@@ -300,7 +297,7 @@ Rows rows_of_block(int64_t rows, int64_t blocks, int64_t i) {
 void panel_tiles(const kq_weight *w, const Activations *x, int64_t tile, int64_t tiles, float *y, int64_t ldy,
                  int32_t accumulate, void *scratch) {
     auto *panel = static_cast<uint8_t *>(scratch);
-    auto *sums = reinterpret_cast<float *>(panel + kMaxPanelTiles * kPanelInputs * kTile);
+    auto *sums = reinterpret_cast<float *>(panel + kTilesOfMany * kPanelInputs * kTile);
     const int64_t blocks = (x->rows + kMaxRows - 1) / kMaxRows, inputs = x->groups * w->group;
     for (int64_t from = 0; from < inputs; from += kPanelInputs) {
         const int64_t count = inputs - from < kPanelInputs ? inputs - from : kPanelInputs;
@@ -333,13 +330,16 @@ void whole_tiles(const kq_weight *w, const Activations *x, int64_t tile, int64_t
 
 void linear_tiles(const kq_weight *w, const Activations *x, int64_t first, int64_t last, float *y, int64_t ldy,
                   int32_t accumulate, void *scratch) {
-    for (int64_t row = 0; row < x->rows; row += kRowsAtOnce) {
-        const Activations part = rows_of(w, x, row, row + kRowsAtOnce < x->rows ? row + kRowsAtOnce : x->rows);
-        const bool panels = w->kind == KQ_INT4 && part.rows > kMaxRows;
+    const bool panels = w->kind == KQ_INT4 && x->rows > kMaxRows;
+    const int64_t parts = panels ? (x->rows + kRowsOfPanel - 1) / kRowsOfPanel : 1;
+    for (int64_t i = 0; i < parts; i++) {
+        const Rows rows = rows_of_block(x->rows, parts, i);
+        const Activations part = rows_of(w, x, rows.first, rows.first + rows.count);
         for (int64_t tile = first; tile < last;) {
             const int64_t left = last - tile;
-            const int64_t tiles = left >= kMaxTiles && part.rows <= 4 ? kMaxTiles : left >= 2 ? 2 : 1;
-            float *to = y + row * ldy + (tile - first) * kTile;
+            const int64_t widest = part.rows <= kFewRows ? kMaxTiles : kTilesOfMany;
+            const int64_t tiles = left >= widest ? widest : left >= kTilesOfMany ? kTilesOfMany : 1;
+            float *to = y + rows.first * ldy + (tile - first) * kTile;
             (panels ? panel_tiles : whole_tiles)(w, &part, tile, tiles, to, ldy, accumulate, scratch);
             tile += tiles;
         }
