@@ -55,6 +55,7 @@ def examine() -> Iterator[Finding]:
     yield from examine_processor()
     yield from examine_memory()
     yield from examine_torch()
+    yield from examine_kernels()
     yield from examine_companions(installed_version("torch") or "")
     yield from examine_packages()
     yield from examine_bundled_model()
@@ -109,6 +110,38 @@ def examine_torch() -> Iterator[Finding]:
         )
     else:
         yield Finding("cuda", "no card; everything runs on the processor")
+
+
+def examine_kernels() -> Iterator[Finding]:
+    """Which code multiplies packed weights, and how to get a better one."""
+    try:
+        from kiloq.errors import KiloqError
+        from kiloq.ops import cpu
+    except Exception:  # torch cannot be imported, which has been told
+        return
+    try:
+        chosen = cpu.active()
+    except KiloqError as error:
+        yield Finding("kernels", str(error), "problem")
+        return
+    if chosen.library is not None:
+        others = ", ".join(name for name in cpu.available() if name != chosen.name)
+        text = (
+            f"{chosen.name} ({chosen.why}), {chosen.library.kq_threads()} threads; KILOQ_BACKEND can ask for {others}"
+        )
+        yield Finding("kernels", text)
+        return
+    text = f"none: PyTorch computes, several times slower, because {chosen.why}"
+    if os.environ.get("KILOQ_BACKEND"):
+        yield Finding("kernels", f"{text}; unset it to have the best", "note")
+        return
+    if chosen.is_built or sys.platform != "linux" or platform.machine() != "x86_64":
+        yield Finding("kernels", f"{text}; there are kernels for Linux on x86-64 processors with AVX2", "note")
+        return
+    compiler = shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")
+    wanted = "" if compiler else "install a C++ compiler (Debian, Ubuntu: apt install g++), then "
+    remedy = f"{wanted}install kiloq again: pip install --force-reinstall --no-deps . (-e . for a working copy)"
+    yield Finding("kernels", f"{text}; {remedy}", "note")
 
 
 def examine_companions(torch_version: str) -> Iterator[Finding]:

@@ -76,11 +76,11 @@ def sample_batch(logits: Tensor, rows: Sequence[RowSampler]) -> list[Sampled]:
     """Draw one token per row of logits [N, V]; row i remembers its token."""
     assert logits.shape[0] == len(rows), (logits.shape, len(rows))
     scores = _shifted(logits.detach(), rows)  # [N, V] fp32
-    peaks = scores.amax(1)
-    bad = (~peaks.isfinite()).nonzero()[:, 0].tolist()
-    if bad:
+    # Not by PyTorch on the CPU: its threads go on to spin for milliseconds on cores that the next step needs.
+    peaks = torch.from_numpy(scores.numpy().max(1)) if scores.is_cpu else scores.amax(1)
+    if bad := (~peaks.isfinite()).nonzero()[:, 0].tolist():
         raise BadLogitsError(tuple(bad))
-    if scores.device.type == "cpu":
+    if scores.is_cpu:
         chosen = [_choose(scores[i].numpy(), row) for i, row in enumerate(rows)]
     else:
         chosen = _choose_on_device(scores, peaks, rows)
@@ -148,8 +148,8 @@ def _shifted(logits: Tensor, rows: Sequence[RowSampler]) -> Tensor:
     tables = [row.shifts.table(i) for i, row in enumerate(rows) if len(row.shifts)]
     if not tables:
         return scores
-    if scores is logits:
-        scores = logits.clone()
+    if scores is logits:  # the same holds for its copies
+        scores = torch.from_numpy(logits.numpy().copy()) if logits.is_cpu else logits.clone()
     table = torch.from_numpy(np.concatenate(tables, axis=1)).to(scores.device)  # [4, M], one transfer
     where, ids, divide, add = table[0].long(), table[1].long(), table[2].float(), table[3].float()
     seen = scores[where, ids]

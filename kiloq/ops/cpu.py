@@ -34,6 +34,11 @@ class Backend:
     why: str
     library: ctypes.CDLL | None
 
+    @property
+    def is_built(self) -> bool:
+        """Whether this installation has kernels, for this processor or for others."""
+        return LIBRARY.is_file()
+
 
 @dataclass
 class _Chosen:

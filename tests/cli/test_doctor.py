@@ -5,8 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from kiloq.cli.doctor import examine_companions, examine_environment, examine_load, usable_cores
+from kiloq.cli.doctor import (
+    Finding,
+    examine_companions,
+    examine_environment,
+    examine_kernels,
+    examine_load,
+    usable_cores,
+)
 from kiloq.cli.main import run
+from kiloq.ops import cpu
 
 
 def install(folder: Path, name: str, version: str, requires: str) -> None:
@@ -65,3 +73,30 @@ def test_more_threads_than_cores_are_noted(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_busy_machine_is_noted() -> None:
     assert not list(examine_load(0.5 * usable_cores()))
     assert [finding.status for finding in examine_load(2.0 * usable_cores())] == ["note"]
+
+
+def kernels(monkeypatch: pytest.MonkeyPatch, asked: str, library: Path) -> Finding:
+    """What doctor says of the kernels in a process that starts afresh."""
+    monkeypatch.setattr(cpu, "_chosen", cpu._Chosen())
+    monkeypatch.setattr(cpu, "LIBRARY", library)
+    monkeypatch.setenv("KILOQ_BACKEND", asked)
+    (found,) = examine_kernels()
+    return found
+
+
+def test_the_backend_is_named_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = tmp_path / "_native.so"
+    asked = kernels(monkeypatch, "reference", missing)
+    assert (asked.status, "KILOQ_BACKEND asks for it" in asked.text) == ("note", True)
+    wrong = kernels(monkeypatch, "sse", missing)
+    assert (wrong.status, "amx, avx512" in wrong.text) == ("problem", True)
+    absent = kernels(monkeypatch, "", missing)
+    assert (absent.status, "not built" in absent.text) == ("note", True)
+
+
+def test_kernels_that_were_built_are_shown_with_their_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    if cpu.library() is None:
+        pytest.skip("no kernels here")
+    best = cpu.available()[0]
+    assert best in kernels(monkeypatch, "", cpu.LIBRARY).text
+    assert f"{cpu.library().kq_threads()} threads" in kernels(monkeypatch, best, cpu.LIBRARY).text
