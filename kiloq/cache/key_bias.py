@@ -11,6 +11,7 @@ from torch import Tensor
 from kiloq.model import Rope, Rotation, rotate
 
 _SHORTEST = 1024  # positions in a new table
+_PAIRS = 16  # of each head that are left out of its keys: docs/decisions/0014
 
 
 class Angles:
@@ -29,6 +30,18 @@ class Angles:
             rotation = self._rope(torch.arange(rows, device=self._device), alpha)
             table = self._tables[alpha] = rotation.cos.contiguous(), rotation.sin.contiguous()
         return table
+
+
+def largest_pairs(bias: Tensor, rotary_dim: int) -> Tensor:
+    """The bias [K, D] with zeros for all but each head's largest pairs of channels: only a few dwarf the rest.
+
+    Channels that do not turn stay: the softmax sees them as a constant, which costs nothing.
+    """
+    half = rotary_dim // 2
+    size = bias[:, :half].square() + bias[:, half:rotary_dim].square()  # [K, R/2]
+    keep = torch.zeros_like(size, dtype=torch.bool).scatter_(1, size.topk(min(_PAIRS, half), dim=1).indices, True)
+    rest = keep.new_ones(len(bias), bias.shape[1] - rotary_dim)
+    return bias * torch.cat((keep, keep, rest), dim=1)
 
 
 def turned(bias: Tensor, places: tuple[Tensor, Tensor]) -> Tensor:

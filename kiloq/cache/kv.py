@@ -15,7 +15,7 @@ from kiloq.errors import ConfigError
 from kiloq.model import ModelConfig, Transformer
 
 from .blocks import BLOCK_SIZE
-from .key_bias import Angles
+from .key_bias import Angles, largest_pairs
 
 _DTYPES = {"int8": torch.int8, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _LONG_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
@@ -62,7 +62,8 @@ class KVCache:
         device = next(model.parameters()).device
         biases = model.key_biases() if dtype == torch.int8 else [None] * model.config.num_layers
         # A bias of zeros is none: there is nothing to leave out.
-        biases = [None if bias is None or not bias.any() else bias.float().contiguous() for bias in biases]
+        rotary_dim = model.config.rope.rotary_dim
+        biases = [None if b is None or not b.any() else largest_pairs(b.float(), rotary_dim) for b in biases]
         angles = Angles(model.rope, device) if any(bias is not None for bias in biases) else None
         return cls(model.config, num_blocks, dtype=dtype, device=device, key_biases=biases, angles=angles)
 

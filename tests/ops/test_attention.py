@@ -252,3 +252,28 @@ def test_values_that_no_row_sees_do_not_matter():
     for backend in each_backend():
         with cpu.using(backend):
             assert run(Case(), replace(step, layer=copy_of(step.layer))).isfinite().all()
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+def test_int8_keys_without_their_bias_lose_a_fraction_of_what_whole_keys_lose(rows):
+    """A head whose keys have a few channels that dwarf all else, as those of Qwen v1 to 2.5: docs/decisions/0014."""
+    case = Case(heads=4, kv_heads=4, dim=128, rotary_dim=128, parts=((500, rows),), biased_pairs=4)
+    step = make_step(case, "int8")
+    assert step.layer.key_bias is not None
+
+    def attend(layer: PagedLayer) -> Tensor:
+        generator, span = torch.Generator().manual_seed(3), step.spans[0]
+        past = keys_with_bias(case, step.layer, torch.randn(500, step.qkv.shape[1], generator=generator))
+        places = PagedPlaces(cos=span.cos[:500], sin=span.sin[:500])
+        paged_attention(layer, [replace(span, start=0, stop=500)], places, past)
+        return paged_attention(layer, step.spans, step.places, step.qkv)
+
+    exact = attend(empty_layer(case, "fp32", len(step.spans[0].blocks)))
+    for backend in cpu.available():
+        with cpu.using(backend):
+            errors = []
+            for bias in (None, step.layer.key_bias):
+                found = attend(replace(copy_of(step.layer), key_bias=bias))
+                errors.append(float((found - exact).norm() / exact.norm()))
+        whole, without = errors
+        assert without < 0.015 < 3 * 0.015 < whole
