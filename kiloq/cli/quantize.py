@@ -181,8 +181,6 @@ def _rows(
 def _run(
     checkpoint: "Checkpoint", wanted: "QuantizeConfig", data: "CalibrationData | None", work: Path
 ) -> "list[LayerReport]":
-    import torch
-
     from kiloq.checkpoint.files import weight_files
     from kiloq.checkpoint.weights import Weights
     from kiloq.quant.calibrate import job_digest, quantize_layers
@@ -197,7 +195,7 @@ def _run(
 
     return quantize_layers(
         config,
-        lambda name: weights.read(name, dtype=torch.float32),
+        lambda name: weights.read(name, dtype=weights.dtype),
         data,
         wanted,
         work=work,

@@ -84,7 +84,8 @@ def quantize_matrix(
     hessian = moments.hessian
     if not torch.isfinite(hessian).all():
         raise NumericsError("the inputs of the matrix hold values that are infinite or not a number.")
-    plain = rtn(weight, scheme)
+    grid = find_grid(weight, scheme)
+    plain = rtn(weight, scheme, grid)
     rounding_error = output_error(weight, plain, hessian)
     diagonal = hessian.diagonal()
     dead = diagonal == 0
@@ -93,7 +94,7 @@ def quantize_matrix(
     quantized, error = plain, rounding_error
     if factor is not None:
         pull = _correction(factor, moments.drift, order, config.correction)
-        solved = _solve(weight[:, order], factor, pull, order, weight, scheme, config)
+        solved = _solve(weight[:, order], factor, pull, order, grid, scheme, config)
         solved_error = output_error(weight, solved, hessian)
         # The correction aims at the unquantised model's outputs, not at these: its error may well be larger.
         if solved_error <= rounding_error or pull is not None:
@@ -155,15 +156,14 @@ def _solve(
     factor: Tensor,
     pull: Tensor | None,
     order: Tensor,
-    weight: Tensor,
+    grid: Grid,
     scheme: Scheme,
     config: GptqConfig,
 ) -> QuantWeight:
-    """Round the columns [N, K], which stand in the order of rounding; `weight` has them as the inputs come."""
+    """Round the columns [N, K], which stand in the order of rounding; `grid` is that of the inputs' own order."""
     num_rows, num_columns = columns.shape
     size = scheme.group_size or num_columns
     static = config.order == "static" or scheme.group_size is None
-    grid = find_grid(weight, scheme)
     group_of = (order if static else torch.arange(num_columns)) // size
     left = columns.t().contiguous()  # [K, N]: a column lies together
     scales, zeros = grid.scales.t().contiguous(), grid.zeros.t().contiguous()  # [G, N]

@@ -96,9 +96,9 @@ def find_grid(weight: Tensor, scheme: Scheme) -> Grid:
     return Grid(scales, zeros, low, high)
 
 
-def rtn(weight: Tensor, scheme: Scheme) -> QuantWeight:
-    """Each value rounded to the nearest one of its grid."""
-    grid = find_grid(weight, scheme)
+def rtn(weight: Tensor, scheme: Scheme, grid: Grid | None = None) -> QuantWeight:
+    """Each value rounded to the nearest one of its grid; `grid` if it was found already."""
+    grid = grid or find_grid(weight, scheme)
     groups = weight.float().view(len(weight), grid.scales.shape[1], -1)
     codes, _ = grid.round(groups, grid.scales[..., None], grid.zeros[..., None])
     return as_quant_weight(codes.flatten(1), grid, scheme)
