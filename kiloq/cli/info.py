@@ -14,7 +14,7 @@ from kiloq.errors import CheckpointError, ConfigError
 from kiloq.model.config import ModelConfig
 
 MIB, GIB = 2**20, 2**30
-# Bits per weight of a linear layer; int4 carries an fp16 scale for each group of 128. Embeddings stay bfloat16.
+# Bits per weight of a linear layer; int4 carries an fp16 scale for each group of 128. Embedding and head keep 8.
 LINEAR_BITS = {"float32": 32.0, "bfloat16": 16.0, "int8": 8.0, "int4": 4.125}
 
 _SCALING = {"linear": "linear scaling", "dynamic": "dynamic NTK", "qwen1": "dynamic NTK", "yarn": "YaRN"}
@@ -69,14 +69,21 @@ def describe(config: ModelConfig, context: int) -> dict[str, object]:
         "kv_bytes_per_token_int8": _int8_bytes(config),
         "context": context,
         "memory_bytes": {name: weight_bytes(config, bits) + cache for name, bits in LINEAR_BITS.items()},
+        "read_bytes_per_token": {name: read_bytes(config, bits) for name, bits in LINEAR_BITS.items()},
     }
 
 
 def weight_bytes(config: ModelConfig, linear_bits: float) -> int:
-    """Bytes of the weights when the linear layers of the blocks take `linear_bits` each, and the rest at least 16."""
+    """Bytes of the weights when the linear layers of the blocks take `linear_bits` each, and the rest at least 8."""
     attention = (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim * config.hidden_size
     linear = config.num_layers * (attention + 3 * config.hidden_size * config.intermediate_size)
-    return int(linear * linear_bits + (config.num_parameters - linear) * max(linear_bits, 16.0)) // 8
+    return int(linear * linear_bits + (config.num_parameters - linear) * max(linear_bits, 8.0)) // 8
+
+
+def read_bytes(config: ModelConfig, linear_bits: float) -> int:
+    """Bytes of the weights that one new token reads: all but the embedding, where the head is not the same matrix."""
+    unread = 0 if config.tie_embeddings else config.vocab_size * config.hidden_size
+    return weight_bytes(config, linear_bits) - int(unread * max(linear_bits, 8.0)) // 8
 
 
 def as_text(model: str, config: ModelConfig, context: int) -> str:
@@ -97,7 +104,8 @@ def as_text(model: str, config: ModelConfig, context: int) -> str:
     for name, bits in LINEAR_BITS.items():
         weights = weight_bytes(config, bits)
         total = (weights + cache) / unit
-        lines.append(f"  {name:<11} {weights / unit:7.2f} + {cache / unit:.2f} = {total:.2f} {unit_name}")
+        read = f"a token reads {read_bytes(config, bits) / unit:.2f}"
+        lines.append(f"  {name:<11} {weights / unit:7.2f} + {cache / unit:.2f} = {total:.2f} {unit_name}, {read}")
     return "\n".join(lines)
 
 

@@ -28,6 +28,12 @@ class ModelOptions:
     model: Model = None
     device: Annotated[str, Parameter(help="cpu, cuda, cuda:1, or auto.")] = "auto"
     dtype: Annotated[str, Parameter(help="float32, bfloat16, float16, or auto (as stored).")] = "auto"
+    quantize: Annotated[
+        str | None, Parameter(help="int4 or int8: fewer bits for the weights, rounded while they are loaded.")
+    ] = None
+    kv_dtype: Annotated[str, Parameter(help="Keys and values: auto, float32, bfloat16, or int8 (half the size).")] = (
+        "auto"
+    )
     max_context: Annotated[
         int | None, Parameter(help="Tokens of prompt and answer together; default: what the model allows.")
     ] = None
@@ -36,7 +42,15 @@ class ModelOptions:
         """Load the model; this is where torch is imported."""
         from kiloq.engine import LLM
 
-        return LLM(self.model, device=self.device, dtype=self.dtype, max_context=self.max_context, max_batch=max_batch)
+        return LLM(
+            self.model,
+            device=self.device,
+            dtype=self.dtype,
+            quantization=self.quantize,
+            kv_dtype=self.kv_dtype,
+            max_context=self.max_context,
+            max_batch=max_batch,
+        )
 
 
 @Parameter(name="*")

@@ -1,8 +1,9 @@
 """The one network and its configuration."""
 
 from .attend import Attend, PackedAttend
-from .config import ModelConfig, RopeConfig
+from .config import ModelConfig
 from .rope import Rope, Rotation, ntk_alpha, rotate
+from .rope_config import RopeConfig
 from .transformer import EmbeddingFactory, LinearFactory, TokenTable, Transformer
 
 __all__ = [

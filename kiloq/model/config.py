@@ -7,35 +7,12 @@ from typing import Literal, get_args
 from kiloq.errors import ConfigError
 
 from .fields import Fields
+from .rope_config import RopeConfig, rope_from_hf, rope_to_hf
 
 Family = Literal["qwen", "qwen2", "qwen3"]
-RopeKind = Literal["plain", "linear", "dynamic", "qwen1", "yarn"]
 
-# Words of rope_scaling / rope_parameters in config.json and what we call them.
-_ROPE_KINDS: dict[str, RopeKind] = {"default": "plain", "linear": "linear", "dynamic": "dynamic", "yarn": "yarn"}
 _MOST_LAYERS = 10_000  # far beyond any model, and still a short list of windows
 _MOST_WEIGHTS = 2**50
-
-
-@dataclass(frozen=True, kw_only=True)
-class RopeConfig:
-    """Rotary position embedding: how far each pair of dimensions turns per token.
-
-    `kind` says how it stretches beyond `original_length` tokens: "linear" (positions divided by `factor`), "yarn"
-    (arXiv 2309.00071), "dynamic" (NTK by sequence length, as transformers has it), "qwen1" (NTK of Qwen v1).
-    """
-
-    theta: float = 10_000.0
-    rotary_dim: int
-    kind: RopeKind = "plain"
-    factor: float = 1.0
-    original_length: int
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    attention_factor: float | None = None
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
-    truncate: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,39 +199,11 @@ def _from_qwen2(f: Fields, family: Family) -> ModelConfig:
         qkv_bias=family == "qwen2",
         qk_norm=family == "qwen3",
         tie_embeddings=f.flag("tie_word_embeddings"),
-        rope=_rope_of_qwen2(f, head_dim, max_length),
+        rope=rope_from_hf(f, head_dim, max_length),
         windows=_windows_of_qwen2(f, num_layers),
         max_length=max_length,
         initializer_range=f.number("initializer_range", default=0.02),
         dtype=f.dtype("dtype", "torch_dtype"),
-    )
-
-
-def _rope_of_qwen2(f: Fields, head_dim: int, max_length: int) -> RopeConfig:
-    # transformers 5 writes rope_parameters; every earlier file has rope_theta and perhaps rope_scaling.
-    raw = f.first("rope_parameters", "rope_scaling") or {}
-    if not isinstance(raw, Mapping):
-        raise ConfigError(f"config.json: rope_scaling is {raw!r}; an object is needed.")
-    r = Fields(raw)
-    word = str(r.first("rope_type", "type") or "default")
-    if word not in _ROPE_KINDS:
-        raise ConfigError(f"config.json: rope scaling {word!r} is unknown; known are {', '.join(_ROPE_KINDS)}.")
-    kind = _ROPE_KINDS[word]
-    original_length = r.integer("original_max_position_embeddings", default=max_length)
-    if original_length < 1:
-        raise ConfigError("config.json: original_max_position_embeddings is 0; it must be at least 1.")
-    return RopeConfig(
-        theta=r.number("rope_theta", default=f.number("rope_theta", default=10_000.0)),
-        rotary_dim=int(head_dim * r.number("partial_rotary_factor", default=1.0)),
-        kind=kind,
-        factor=r.number("factor", default=max_length / original_length),
-        original_length=original_length,
-        beta_fast=r.number("beta_fast", default=32.0),
-        beta_slow=r.number("beta_slow", default=1.0),
-        attention_factor=r.optional_number("attention_factor"),
-        mscale=r.optional_number("mscale"),
-        mscale_all_dim=r.optional_number("mscale_all_dim"),
-        truncate=r.flag("truncate", default=True),
     )
 
 
@@ -300,25 +249,8 @@ def _to_qwen2(c: ModelConfig) -> dict[str, object]:
         "torch_dtype": c.dtype,
         # Both spellings: readers before and after transformers 5.
         "rope_theta": c.rope.theta,
-        "rope_scaling": _rope_scaling_of(c.rope, c.head_dim),
+        "rope_scaling": rope_to_hf(c.rope, c.head_dim),
     }
     if c.family == "qwen3":
         hf["attention_bias"] = False
     return hf
-
-
-def _rope_scaling_of(rope: RopeConfig, head_dim: int) -> dict[str, object] | None:
-    # Qwen v1's NTK has no word in this format: such a model is written for its trained length only.
-    word = {kind: word for word, kind in _ROPE_KINDS.items()}.get(rope.kind, "default")
-    if word == "default" and rope.rotary_dim == head_dim:
-        return None
-    scaling: dict[str, object] = {"rope_type": word, "rope_theta": rope.theta}
-    if rope.rotary_dim != head_dim:
-        scaling["partial_rotary_factor"] = rope.rotary_dim / head_dim
-    if word != "default":
-        scaling |= {"factor": rope.factor, "original_max_position_embeddings": rope.original_length}
-    if word == "yarn":
-        scaling |= {"beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow, "truncate": rope.truncate}
-        extras = ("attention_factor", "mscale", "mscale_all_dim")
-        scaling |= {name: getattr(rope, name) for name in extras if getattr(rope, name) is not None}
-    return scaling

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .config import ModelConfig, RopeConfig
+from .config import ModelConfig
+from .rope_config import RopeConfig
 
 
 class Rotation(NamedTuple):

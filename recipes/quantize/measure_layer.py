@@ -69,7 +69,9 @@ def main() -> None:
         calibrate.quantize_layers(config, weights.__getitem__, data, wanted, work=Path(work), digest="")
         spent = time.perf_counter() - start
     print(f"{args.tokens:,} tokens, {torch.get_num_threads()} threads: {spent:.1f} s, of which solving {solving:.1f} s")
-    print(f"memory: peak {peak():,} MiB, {before:,} MiB of it before the first layer (the embedding, the layer, Python)")
+    print(
+        f"memory: peak {peak():,} MiB, {before:,} MiB of it before the first layer (the embedding, the layer, Python)"
+    )
 
 
 def peak() -> int:

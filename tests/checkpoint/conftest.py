@@ -9,7 +9,8 @@ import torch
 
 from kiloq.checkpoint import GenerationDefaults, save_checkpoint
 from kiloq.model import ModelConfig, Transformer
-from kiloq.model.config import Family, RopeConfig
+from kiloq.model.config import Family
+from kiloq.model.rope_config import RopeConfig
 from kiloq.tokenizer import Tokenizer
 from kiloq.tokenizer.train import train_tokenizer
 

@@ -16,7 +16,7 @@ from kiloq.checkpoint import convert_checkpoint, load_dense, open_checkpoint
 from kiloq.checkpoint.fast_tokenizer import chatml_template, write_fast_tokenizer
 from kiloq.errors import CheckpointError
 from kiloq.model import Transformer
-from kiloq.model.config import RopeConfig
+from kiloq.model.rope_config import RopeConfig
 from kiloq.tokenizer import Tokenizer
 
 Write = Callable[..., tuple[Path, Transformer]]
