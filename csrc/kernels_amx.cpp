@@ -9,7 +9,7 @@ namespace {
 constexpr Kernels with_tiles(Kernels kernels) {
     kernels.linear = linear_amx;
     kernels.round = round_amx;
-    kernels.round_from = 8;
+    kernels.round_from = kTileRows;
     return kernels;
 }
 }  // namespace

@@ -17,6 +17,7 @@ namespace {
 constexpr int64_t kSquare = 16 * 16;      // values of a result tile
 constexpr int64_t kSquareBytes = kSquare * 4;
 constexpr int64_t kMaxResults = 6;
+constexpr int64_t kTileRows = 8;          // rows from which tiles pay; KQ_INT4: 9
 constexpr int64_t kNear = 4096;           // bytes from a vector that is read to the one that is fetched
 
 enum Dot { kS8U8, kS8S8, kBf16 };
@@ -113,11 +114,12 @@ struct Pair {
     float *y;                    // row 0 of x, first column of the first tile
     int64_t ldy;
     int32_t accumulate;
-    const uint8_t *b;            // right operands: the first tile's
+    const uint8_t *b;            // the first tile's bytes in memory
     int64_t b_stride;            // bytes to the second tile's, 0 where there is none
     const uint8_t *ahead;        // the next pair in memory, or NULL
     int64_t blocks;              // of 48 rows or fewer, that share the fetching of `ahead`
     uint8_t *results;            // [3][kMaxResults] squares
+    uint8_t *unpacked;           // KQ_INT4: [groups, or 2 in turn][2 tiles][group / 4][64]
 };
 
 /* y[row + r] = value + bias, or += for accumulate, of output tile `side`. */
@@ -197,16 +199,19 @@ void whole_block(const Pair &p, int64_t row, int64_t rows, int64_t block) {
     else finish_int8(p, row, rows);
 }
 
-/* KQ_INT4: a group of one tile, from `in` on, to signed bytes less their zeros. out: [group / 4][64]. */
-inline void unpack_group(const kq_weight *w, int64_t tile, int64_t group, uint8_t *out) {
+/* KQ_INT4: a group of both tiles to signed bytes less their zeros. out: [tiles][group / 4][64]. */
+inline void unpack_group(const Pair &p, int64_t group, uint8_t *out) {
+    const kq_weight *w = p.w;
     const I low = i_set(0x0f0f0f0f);
-    const I zero = w->has_zeros ? i_spread_bytes(tile_zeros(w, tile) + group * kTile) : i_set(0x08080808);
-    const uint8_t *in = tile_codes(w, tile) + group * w->group * 8;
-    for (int64_t v = 0; v < w->group / 8; v++, in += 64, out += 128) {
-        __builtin_prefetch(in + kNear);
-        const I both = i_load(in);
-        i_store(out, i_sub_bytes(both & low, zero));
-        i_store(out + 64, i_sub_bytes(i_shift_right(both, 4) & low, zero));
+    for (int64_t t = p.tile; t < p.tile + p.tiles; t++) {
+        const I zero = w->has_zeros ? i_spread_bytes(tile_zeros(w, t) + group * kTile) : i_set(0x08080808);
+        const uint8_t *in = tile_codes(w, t) + group * w->group * 8;
+        for (int64_t v = 0; v < w->group / 8; v++, in += 64, out += 128) {
+            __builtin_prefetch(in + kNear);
+            const I both = i_load(in);
+            i_store(out, i_sub_bytes(both & low, zero));
+            i_store(out + 64, i_sub_bytes(i_shift_right(both, 4) & low, zero));
+        }
     }
 }
 
@@ -231,6 +236,7 @@ void group_block(const Pair &p, int64_t row, int64_t rows, int64_t block) {
     Ahead ahead = look_ahead(p, p.b, block, groups * kSteps, depth * kTile / 2);
     if (p.blocks == 1) ahead.lines = 0;  // unpacking calls for them
     for (int64_t i = 0; i < 2 * R * kSquareBytes; i += 64) i_store(sums + i, i_zero());
+    if (p.blocks == 1) unpack_group(p, 0, p.unpacked);
     for (int64_t g = 0; g <= groups; g++) {
         uint8_t *now = p.results + g % 2 * kMaxResults * kSquareBytes;
         const uint8_t *before = p.results + (g + 1) % 2 * kMaxResults * kSquareBytes;
@@ -247,11 +253,13 @@ void group_block(const Pair &p, int64_t row, int64_t rows, int64_t block) {
                 for (int i = 0; i < 2 * R; i++) fold_part(s, i);
             break;
         }
-        const uint8_t *b0 = p.b + g * group * kTile;
+        // One sweep: the next group is unpacked beside this one's products, and never leaves the first cache.
+        if (p.blocks == 1 && g + 1 < groups) unpack_group(p, g + 1, p.unpacked + (g + 1) % 2 * 2 * group * kTile);
+        const uint8_t *b0 = p.unpacked + (p.blocks == 1 ? g % 2 : g) * 2 * group * kTile;
         zero_results<R>();
         for (int64_t s = 0; s < kSteps; s++) {
             call_for(&ahead);
-            step<kS8S8, R>(a + g * group + s * depth, stride, b0 + s * depth * kTile, b0 + p.b_stride + s * depth * kTile,
+            step<kS8S8, R>(a + g * group + s * depth, stride, b0 + s * depth * kTile, b0 + (p.tiles - 1) * group * kTile + s * depth * kTile,
                            [&](int i) {
                                if (g) fold_part(s, i);
                            });
@@ -289,20 +297,18 @@ void multiply_pair(const Pair &p, int64_t *shaped) {
 void linear_amx(const kq_weight *w, const Activations *x, int64_t first, int64_t last, float *y, int64_t ldy,
                 int32_t accumulate, void *scratch) {
     const bool fits = w->kind != KQ_INT4 || 2 * kTile * w->k + 3 * kMaxResults * kSquareBytes <= int64_t{kLinearScratch};
-    if (x->rows < 4 || !x->codes || !fits) return linear_tiles(w, x, first, last, y, ldy, accumulate, scratch);
+    // KQ_BF16 goes by what the whole product's rows were rounded to: a piece of few rows must not differ from the others.
+    const bool pays = w->kind == KQ_BF16 ? x->codes != nullptr : x->rows >= (w->kind == KQ_INT4 ? 9 : kTileRows);
+    if (!pays || !fits) return linear_tiles(w, x, first, last, y, ldy, accumulate, scratch);
     auto *results = static_cast<uint8_t *>(scratch), *unpacked = results + 3 * kMaxResults * kSquareBytes;
     const int64_t blocks = x->rows / 48 + (x->rows % 48 != 0) + (x->rows % 48 > 32);
     int64_t shaped = 0;
     for (int64_t tile = first; tile < last; tile += 2) {
         const int64_t tiles = last - tile < 2 ? 1 : 2;
         Pair pair = {w, x, tile, tiles, y + (tile - first) * kTile, ldy, accumulate, tile_codes(w, tile),
-                     tiles < 2 ? 0 : tile_bytes(w), tile + 2 < last ? tile_codes(w, tile + 2) : nullptr, blocks, results};
-        if (w->kind == KQ_INT4) {
-            for (int64_t g = 0; g < x->groups; g++)
-                for (int64_t t = 0; t < tiles; t++)
-                    unpack_group(w, tile + t, g, unpacked + (t * x->groups + g) * w->group * kTile);
-            pair.b = unpacked;
-            pair.b_stride = tiles < 2 ? 0 : w->k * kTile;
+                     tiles < 2 ? 0 : tile_bytes(w), tile + 2 < last ? tile_codes(w, tile + 2) : nullptr, blocks, results, unpacked};
+        if (w->kind == KQ_INT4 && blocks > 1) {
+            for (int64_t g = 0; g < x->groups; g++) unpack_group(pair, g, unpacked + g * 2 * w->group * kTile);
         }
         multiply_pair(pair, &shaped);
     }

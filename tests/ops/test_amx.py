@@ -10,7 +10,7 @@ from kiloq.ops import QuantWeight, cpu
 
 pytestmark = pytest.mark.skipif("amx" not in cpu.available(), reason="this processor has no AMX, or no kernels built")
 
-ROWS = (4, 5, 16, 17, 31, 33, 64, 79)  # full and partial tiles of rows, and full and partial pairs of them
+ROWS = (9, 16, 17, 32, 33, 47, 48, 49, 79, 101)  # full and partial tiles of rows, and all numbers of them
 WEIGHTS = [
     *(("int8", 0, False, n, k) for n, k in ((16, 64), (50, 192), (33, 1100), (272, 72))),
     *(("int4", group, zeros, 50, 640) for group in (32, 64, 128) for zeros in (False, True)),
