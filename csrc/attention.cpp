@@ -4,7 +4,8 @@
  * of them where there are parts enough, because heads lie side by side and memory is read fastest in its order. It
  * writes those of the span's own positions that lie in its part, and then reads the part. Parts are cut at fixed
  * positions, so that a row's result depends on no other row, and whoever finishes the last part of some heads merges
- * all, in order. Longer spans (prompts) are written by all threads first, then cut in blocks of rows. */
+ * all, in order. Longer spans (prompts) are written by all threads first, then cut in blocks of rows, or, where there is
+ * only one such block, in parts again. */
 #include <atomic>
 #include <cstdlib>
 #include <new>
@@ -17,8 +18,8 @@ namespace {
 
 struct Item {
     AttendTask task;
-    int64_t parts, part;
-    float *partials;  // of all parts of this task
+    int64_t parts;
+    float *partials;  // of all parts of these rows and heads
     int64_t counter;  // which of the counters below
 };
 
@@ -81,46 +82,44 @@ void add(Plan *plan, const Item &item) {
     plan->items++;
 }
 
-void plan_short(Plan *plan, const kq_span *span) {
+/* Rows first..last-1 of a span against its context, cut at multiples of `size`. */
+void add_parts(Plan *plan, AttendTask task, int64_t size) {
     const AttendArgs *args = plan->args;
-    const kq_cache *cache = args->cache;
-    const int64_t begin = oldest_seen(span->start, args->window), first_part = begin / kPart;
-    Item item{};
-    item.task = {span, 0, 0, 0, rows_of(span), 0, 0, true, nullptr};
-    item.parts = parts_of(args, span);
-    const int64_t most = kMostQueries / queries_of(cache, &item.task), wanted = cache->num_kv_heads / plan->ranges;
+    const int64_t begin = oldest_seen(task.span->start + task.first, args->window), end = task.span->start + task.last;
+    const int64_t floats = task_floats(args->cache, &task);
+    Item item = {task, (end - 1) / size - begin / size + 1, space.partials + plan->partials, plan->counters};
+    for (int64_t part = 0; part < item.parts; part++) {
+        const int64_t cut = (begin / size + part) * size;
+        item.task.begin = begin > cut ? begin : cut;
+        item.task.end = end < cut + size ? end : cut + size;
+        item.task.partial = item.parts > 1 ? item.partials + part * floats : nullptr;
+        add(plan, item);
+    }
+    if (item.parts == 1) return;
+    plan->partials += item.parts * floats;
+    plan->counters++;
+}
+
+void plan_short(Plan *plan, const kq_span *span) {
+    const kq_cache *cache = plan->args->cache;
+    AttendTask task = {span, 0, 0, 0, rows_of(span), 0, 0, true, nullptr};
+    const int64_t most = kMostQueries / queries_of(cache, &task), wanted = cache->num_kv_heads / plan->ranges;
     const int64_t heads = wanted <= most ? wanted : most > 1 ? most : 1;
-    for (int64_t head = 0; head < cache->num_kv_heads; head += heads) {
-        item.task.head = head;
-        item.task.head_end = head + heads < cache->num_kv_heads ? head + heads : cache->num_kv_heads;
-        const int64_t floats = task_floats(cache, &item.task);
-        item.partials = space.partials + plan->partials;
-        item.counter = plan->counters;
-        for (item.part = 0; item.part < item.parts; item.part++) {
-            const int64_t cut = (first_part + item.part) * kPart;
-            item.task.begin = begin > cut ? begin : cut;
-            item.task.end = span->stop < cut + kPart ? span->stop : cut + kPart;
-            item.task.partial = item.parts > 1 ? item.partials + item.part * floats : nullptr;
-            add(plan, item);
-        }
-        if (item.parts == 1) continue;
-        plan->partials += item.parts * floats;
-        plan->counters++;
+    for (; task.head < cache->num_kv_heads; task.head += heads) {
+        task.head_end = task.head + heads < cache->num_kv_heads ? task.head + heads : cache->num_kv_heads;
+        add_parts(plan, task, kPart);
     }
 }
 
 /* Later rows see more: they come first, so that no large piece is left for the end. */
 void plan_long(Plan *plan, const kq_span *span) {
-    const AttendArgs *args = plan->args;
-    const int64_t step = rows_a_block(args->cache), rows = rows_of(span);
+    const kq_cache *cache = plan->args->cache;
+    const int64_t step = rows_a_block(cache), rows = rows_of(span);
+    const int64_t size = rows <= step ? kLongPart : span->stop;  // a span of several blocks has tasks enough
     for (int64_t first = (rows - 1) / step * step; first >= 0; first -= step) {
         const int64_t last = first + step < rows ? first + step : rows;
-        for (int64_t head = 0; head < args->cache->num_kv_heads; head++) {
-            Item item{};
-            item.parts = 1;
-            item.task = {span, head, head + 1, first, last, oldest_seen(span->start + first, args->window), span->start + last, false, nullptr};
-            add(plan, item);
-        }
+        for (int64_t head = 0; head < cache->num_kv_heads; head++)
+            add_parts(plan, {span, head, head + 1, first, last, 0, 0, false, nullptr}, size);
     }
 }
 

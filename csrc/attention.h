@@ -8,6 +8,7 @@ constexpr int64_t kGroup = 16;      // positions scored at once; blocks of the c
 constexpr int64_t kPart = 256;      // positions of a part: long contexts are cut at multiples of it
 constexpr int64_t kFewQueries = 16; // a span with at most so many (rows * heads per key) is cut in parts
 constexpr int64_t kMostQueries = 128; // queries of a task of such a span, all its kv heads together, or of one head
+constexpr int64_t kLongPart = 1024;   // positions of a part where a span has more queries, but only one block of them
 constexpr int64_t kRowBlock = 64;   // queries (rows * heads per key) of a task of a longer span, about
 
 /* The arguments of kq_attention, and what follows from them. */

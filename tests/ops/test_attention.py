@@ -51,6 +51,7 @@ CASES = {
     "head_dim 128": Case(dim=128, rotary_dim=128, parts=((0, 40), (300, 1))),
     "head_dim 256": Case(dim=256, rotary_dim=256, parts=((0, 40), (300, 1))),
     "half of each head turns": Case(dim=80, rotary_dim=32, parts=((0, 40), (50, 1)), biased_pairs=3),
+    "a block of rows over several parts": Case(parts=((1015, 20), (2040, 12))),
     "window": Case(parts=((0, 90), (37, 1), (300, 1), (600, 50), (290, 3)), window=33),
     "window of one": Case(parts=((0, 20), (37, 1)), window=1),
     "window of a part and more": Case(parts=((700, 1), (600, 20)), window=300),
