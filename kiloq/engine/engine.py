@@ -4,7 +4,6 @@ One thread at a time. A step never waits for a request, and a request never sees
 depends on its own tokens, parameters and seed.
 """
 
-import hashlib
 from collections.abc import Callable, Collection
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
@@ -16,13 +15,15 @@ from kiloq.errors import NumericsError, RequestError
 from kiloq.model import Transformer, ntk_alpha
 from kiloq.tokenizer import Tokenizer
 
-from .batch import build_batch
+from .batch import Draw, build_batch
 from .events import EngineStats, Event, FinishReason, Usage
+from .limits import Limits
 from .params import SamplingParams
 from .runner import Runner
-from .sampler import BadLogitsError, RowSampler, Sampled, sample_batch
+from .sampler import BadLogitsError, RowSampler, Sampled, derived_seed, sample_batch
 from .scheduler import Scheduler, Work
 from .sequence import Request, Sequence
+from .speculate import Speculation
 from .stops import NoText, TextStream
 
 LogitsObserver = Callable[[str, int, int, Tensor], None]
@@ -44,7 +45,8 @@ class EngineConfig:
 class Engine:
     """Continuous batching over one model and one paged cache.
 
-    `stop_ids` are the model's own; `tokenizer` turns ids into text and is needed for stop strings.
+    `stop_ids` are the model's own; `tokenizer` turns ids into text and is needed for stop strings; `draft` is a smaller
+    model of the same vocabulary, whose guesses are verified.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Engine:
         *,
         tokenizer: Tokenizer | None = None,
         stop_ids: Collection[int] = (),
+        draft: Transformer | None = None,
         logits_observer: LogitsObserver | None = None,
     ) -> None:
         config = config or EngineConfig()
@@ -67,19 +70,23 @@ class Engine:
         )
         self.model_config = model.config
         self.max_context = min(context, blocks * BLOCK_SIZE)
-        self._asked_context = context
+        self._limits = Limits(vocab_size=model.config.vocab_size, max_context=self.max_context, asked_context=context)
         self._tokenizer = tokenizer
         self._stop_ids = frozenset(stop_ids)
         self._observer = logits_observer
         self._seed = config.seed
         self._device = weight.device
         self._blocks = BlockManager(blocks)
+        self._speculation = Speculation(
+            model.config, draft, default=None, max_batch=max_batch, max_context=self.max_context
+        )
         self._scheduler = Scheduler(
             self._blocks,
             lambda length: ntk_alpha(model.config, length),
             cache_dtype=str(kv_dtype),
             max_batch=max_batch,
             step_tokens=max(config.step_tokens or (4096 if on_gpu else 512), max_batch),
+            propose=self._speculation.propose,
         )
         self._runner = Runner(model, KVCache.for_model(model, blocks, kv_dtype))
         self._requests: dict[str, Request] = {}
@@ -105,6 +112,8 @@ class Engine:
             computed_tokens=self._num_computed,
             generated_tokens=self._num_generated,
             preempted=self._scheduler.num_preempted,
+            guessed=self._speculation.num_guessed,
+            guessed_right=self._speculation.num_right,
         )
 
     def add(self, prompt_ids: Items[int], params: SamplingParams, *, request_id: str | None = None) -> str:
@@ -118,7 +127,7 @@ class Engine:
             prompt_ids=tuple(prompt_ids),
             params=params,
             stop_ids=frozenset(params.stop_ids) | (frozenset() if params.ignore_eos else self._stop_ids),
-            max_length=self._length_limit(prompt_ids, params),
+            max_length=self._limits.length_of(prompt_ids, params),
         )
         request.sequences += [self._new_sequence(request, number, index) for index in range(params.n)]
         for sequence in request.sequences:
@@ -152,6 +161,7 @@ class Engine:
     def check_integrity(self) -> None:
         """Assert that no block of the cache is lost or held by nobody."""
         self._scheduler.check_integrity()
+        self._speculation.check_integrity()
 
     def _end_cancelled(self) -> None:
         self._is_busy = True
@@ -162,34 +172,12 @@ class Engine:
                     self._tell(sequence, text=sequence.text.flush(), finish_reason="cancelled")
         self._is_busy = False
 
-    def _length_limit(self, prompt_ids: Items[int], params: SamplingParams) -> int:
-        """How long the sequence may become; RequestError for a prompt that cannot be served."""
-        length, limit = len(prompt_ids), self.max_context
-        if length == 0:
-            raise RequestError("the prompt is empty; give at least one token.")
-        rows = self.model_config.vocab_size
-        wrong = next((token_id for token_id in prompt_ids if not 0 <= token_id < rows), None)
-        if wrong is not None:
-            raise RequestError(f"the prompt holds token {wrong}; the model knows 0 to {rows - 1:,}.")
-        asked = length + (params.max_tokens or 1)
-        if asked > limit:
-            adds = f"max_tokens adds {params.max_tokens:,}" if params.max_tokens else "an answer needs at least 1"
-            remedy = (
-                f"raise max_context to {asked:,}"
-                if limit == self._asked_context
-                else f"raise kv_memory, which holds {limit:,} of the {self._asked_context:,} tokens of max_context"
-            )
-            raise RequestError(
-                f"the prompt has {length:,} tokens and {adds}, but the limit is {limit:,}. Shorten it, or {remedy}."
-            )
-        return asked if params.max_tokens else limit
-
     def _new_sequence(self, request: Request, number: int, index: int) -> Sequence:
         params = request.params
         if self._tokenizer is None and params.stop:
             raise RequestError("stop strings need a tokenizer, and this engine has none; use stop_ids.")
         decoder = self._tokenizer.stream_decoder(skip_special=params.skip_special) if self._tokenizer else NoText()
-        seed = _derived_seed(self._seed, number, index) if params.seed is None else params.seed + index
+        seed = derived_seed(self._seed, number, index) if params.seed is None else params.seed + index
         return Sequence(
             request=request,
             index=index,
@@ -197,6 +185,7 @@ class Engine:
             ids=list(request.prompt_ids),
             sampler=RowSampler(params, request.prompt_ids, self.model_config.vocab_size, seed),
             text=TextStream(decoder, params.stop),
+            guesser=self._speculation.guesser(params.speculation),
         )
 
     def _run(self, works: Items[Work]) -> None:
@@ -205,21 +194,36 @@ class Engine:
         self._scheduler.commit(works)
         self._num_steps += 1
         self._num_computed += len(batch.ids)
-        drawing = batch.drawing
+        draws = batch.draws
+        while draws:
+            draws = self._draw(logits, draws)
+
+    def _draw(self, logits: Tensor, draws: list[Draw]) -> list[Draw]:
+        """A token for each; where it is what was guessed, the guess's own row comes next."""
+        rows = [draw.row for draw in draws]
+        chosen = logits if rows == list(range(len(logits))) else logits[rows]  # [N, V]
         if self._observer:
-            for sequence, row in zip(drawing, logits, strict=True):
+            for sequence, row in zip((draw.sequence for draw in draws), chosen, strict=True):
                 self._observer(sequence.request.id, sequence.index, len(sequence.ids), row)
         try:
-            drawn = sample_batch(logits, [sequence.sampler for sequence in drawing])
+            drawn = sample_batch(chosen, [draw.sequence.sampler for draw in draws])
         except BadLogitsError as error:
             for row in error.rows:
-                self._fail(drawing[row])
-            good = [row for row in range(len(drawing)) if row not in error.rows]
-            drawing = [drawing[row] for row in good]
-            drawn = sample_batch(logits[good], [sequence.sampler for sequence in drawing])
-        for sequence, sampled in zip(drawing, drawn, strict=True):
-            if not sequence.is_finished:
-                self._accept(sequence, sampled)
+                self._fail(draws[row].sequence)
+            good = [row for row in range(len(draws)) if row not in error.rows]
+            draws = [draws[row] for row in good]
+            drawn = sample_batch(chosen[good], [draw.sequence.sampler for draw in draws])
+        following = []
+        for draw, sampled in zip(draws, drawn, strict=True):
+            if draw.sequence.is_finished:  # with the request of a row whose logits are not numbers
+                continue
+            self._accept(draw.sequence, sampled)
+            if draw.is_right(sampled.token_id) and not draw.sequence.is_finished:
+                self._scheduler.confirm(draw.sequence)
+                following.append(draw.next())
+            else:
+                self._speculation.learn(draw.sequence, draw.guesses, draw.num_right)
+        return following
 
     def _accept(self, sequence: Sequence, sampled: Sampled) -> None:
         """Add a drawn token to its answer, and end the answer where its rules say so."""
@@ -284,13 +288,9 @@ class Engine:
         """Free what a sequence holds; its request's usage, if it was the last of it."""
         request = sequence.request
         sequence.is_finished = True
+        self._speculation.release(sequence)
         self._scheduler.remove(sequence, poisoned=poisoned)
         if not request.is_finished:
             return None
         del self._requests[request.id]
         return Usage(len(request.prompt_ids), request.cached_tokens or 0, request.completion_tokens)
-
-
-def _derived_seed(engine_seed: int, number: int, index: int) -> int:
-    digest = hashlib.blake2b(repr((engine_seed, number, index)).encode(), digest_size=7).digest()
-    return int.from_bytes(digest)

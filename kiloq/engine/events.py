@@ -55,3 +55,5 @@ class EngineStats:
     computed_tokens: int
     generated_tokens: int
     preempted: int
+    guessed: int  # tokens, by speculation
+    guessed_right: int

@@ -12,6 +12,7 @@ from kiloq.errors import RequestError
 _INT64 = 2**63
 _MAX_CHOICES = 128  # the bounds of the OpenAI API, which every door shares
 _MAX_LOGPROBS = 20
+_SPECULATION = ("auto", "none", "prompt-lookup", "draft")
 _RANGES: dict[str, tuple[float, float | None]] = {
     "temperature": (0, None),
     "top_p": (0, 1),
@@ -61,6 +62,7 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     skip_special: bool = True
+    speculation: str = "auto"  # the engine's choice; it changes the speed, never the tokens' distribution
 
     def __post_init__(self) -> None:
         for name in ("stop", "stop_ids"):
@@ -110,6 +112,8 @@ class SamplingParams:
         _check_int("seed", self.seed, -_INT64, _INT64 - 1, optional=True)
         _check_int("n", self.n, 1, _MAX_CHOICES)
         _check_int("logprobs", self.logprobs, 0, _MAX_LOGPROBS, optional=True)
+        if self.speculation not in _SPECULATION:
+            raise RequestError(f"speculation is {self.speculation!r}; it must be one of {', '.join(_SPECULATION)}.")
         for name in ("ignore_eos", "skip_special"):
             if not isinstance(getattr(self, name), bool):
                 raise RequestError(f"{name} is {getattr(self, name)!r}; it must be true or false.")

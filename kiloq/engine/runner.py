@@ -27,6 +27,6 @@ class Runner:
         attend = PagedAttend(self._cache, batch.spans, self._windows)
         rotation = self._model.rotation(batch.positions, batch.alphas)
         hidden = self._model(batch.ids, rotation, attend)  # [T, hidden_size]
-        if batch.last_rows is not None:
-            hidden = hidden.index_select(0, batch.last_rows)
+        if batch.logit_rows is not None:
+            hidden = hidden.index_select(0, batch.logit_rows)
         return self._model.head(hidden)

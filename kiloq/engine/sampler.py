@@ -10,9 +10,12 @@ uniform number of the row's own generator becomes a token by the inverse of the 
 same token in any batch.
 """
 
+import hashlib
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,6 +25,7 @@ from torch import Tensor
 from kiloq.errors import NumericsError, RequestError
 
 from .params import SamplingParams
+from .shifts import Shifts
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -60,8 +64,9 @@ class RowSampler:
             if token_id >= vocab_size:
                 raise RequestError(f"logit_bias names token {token_id:,}; the model has {vocab_size:,} tokens.")
         self.params = params
-        self.shifts = _Shifts(params, prompt_ids)
+        self.shifts = Shifts(params, prompt_ids)
         self._random = random.Random(seed)
+        self._ahead: deque[float] = deque()  # numbers that a preview has seen and no token has used
 
     def sample(self, logits: Tensor) -> Sampled:
         """Draw the next token from logits [V] and remember it."""
@@ -69,7 +74,23 @@ class RowSampler:
 
     def uniform(self) -> float:
         """The next number in [0, 1) of this row alone."""
-        return self._random.random()
+        return self._ahead.popleft() if self._ahead else self._random.random()
+
+    def preview(self, ahead: int) -> "RowSampler":
+        """A row that draws with the numbers of this one's token after the next `ahead`, and changes nothing of it."""
+        while len(self._ahead) <= ahead:
+            self._ahead.append(self._random.random())
+        row = copy(self)
+        row._ahead = deque((self._ahead[ahead],))
+        row.params = replace(self.params, logprobs=None)
+        row.shifts = self.shifts.frozen()
+        return row
+
+
+def derived_seed(engine_seed: int, number: int, index: int) -> int:
+    """The seed of one answer to a request that brings none."""
+    digest = hashlib.blake2b(repr((engine_seed, number, index)).encode(), digest_size=7).digest()
+    return int.from_bytes(digest)
 
 
 def sample_batch(logits: Tensor, rows: Sequence[RowSampler]) -> list[Sampled]:
@@ -90,56 +111,6 @@ def sample_batch(logits: Tensor, rows: Sequence[RowSampler]) -> list[Sampled]:
         Sampled(token_id) if row.params.logprobs is None else _describe(logits[i], token_id, row.params.logprobs)
         for i, (row, token_id) in enumerate(zip(rows, chosen, strict=True))
     ]
-
-
-class _Shifts:
-    """How seen and biased tokens change a row's scores, kept per distinct token and updated in O(1) per draw."""
-
-    def __init__(self, params: SamplingParams, prompt_ids: Iterable[int]) -> None:
-        self._params = params
-        self._slot: dict[int, int] = {}
-        self._counted: set[int] = set()
-        self._ids: Ids = np.empty(64, np.int64)
-        self._divide: Doubles = np.empty(64)
-        self._add: Doubles = np.empty(64)
-        for token_id, bias in params.logit_bias.items():
-            slot = self._find(token_id)
-            self._add[slot] += bias
-        if params.repetition_penalty != 1:
-            for token_id in dict.fromkeys(prompt_ids):
-                slot = self._find(token_id)  # before the arrays are named: it may replace them
-                self._divide[slot] = params.repetition_penalty
-
-    def __len__(self) -> int:
-        return len(self._slot)
-
-    def count(self, token_id: int) -> None:
-        """One more of this token is in the output."""
-        params = self._params
-        if not params.has_penalties:
-            return
-        slot = self._find(token_id)
-        self._divide[slot] = params.repetition_penalty
-        self._add[slot] -= params.frequency_penalty
-        if token_id not in self._counted:
-            self._counted.add(token_id)
-            self._add[slot] -= params.presence_penalty
-
-    def table(self, row: int) -> Doubles:
-        """[4, distinct]: the row's number, token ids, divisors, addends; ids are exact in fp64."""
-        n = len(self._slot)
-        return np.stack([np.full(n, row, np.float64), self._ids[:n], self._divide[:n], self._add[:n]])
-
-    def _find(self, token_id: int) -> int:
-        slot = self._slot.get(token_id)
-        if slot is None:
-            slot = self._slot[token_id] = len(self._slot)
-            if slot == len(self._ids):
-                self._ids = np.resize(self._ids, 2 * slot)
-                self._divide = np.resize(self._divide, 2 * slot)
-                self._add = np.resize(self._add, 2 * slot)
-            self._ids[slot], self._divide[slot], self._add[slot] = token_id, 1.0, 0.0
-        return slot
 
 
 def _shifted(logits: Tensor, rows: Sequence[RowSampler]) -> Tensor:

@@ -22,11 +22,16 @@ from .sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Positions start..stop-1 of a sequence, to go through the model in one step."""
+    """Positions start..stop-1 of a sequence, to go through the model in one step, and what may stand behind them."""
 
     sequence: Sequence
     start: int
     stop: int
+    guesses: tuple[int, ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        return self.stop - self.start + len(self.guesses)
 
     @property
     def is_last(self) -> bool:
@@ -34,8 +39,15 @@ class Work:
         return self.stop == len(self.sequence.ids)
 
 
+Wanted = list[tuple[Sequence, int]]
+"""Sequences of whose next tokens at most so many may be guessed."""
+
+
 class Scheduler:
-    """Waiting and running sequences; `alpha_of` gives the NTK factor of a sequence's length."""
+    """Waiting and running sequences; `alpha_of` gives the NTK factor of a sequence's length.
+
+    `propose` guesses next tokens. Guesses take blocks and rows that nobody else needs, and are never published.
+    """
 
     def __init__(
         self,
@@ -45,6 +57,7 @@ class Scheduler:
         cache_dtype: str,
         max_batch: int,
         step_tokens: int,
+        propose: Callable[[Wanted], Items[tuple[int, ...]]] | None = None,
     ) -> None:
         assert step_tokens >= max_batch, (step_tokens, max_batch)
         self.running: list[Sequence] = []  # oldest first
@@ -55,6 +68,7 @@ class Scheduler:
         self._cache_dtype = cache_dtype
         self._max_batch = max_batch
         self._step_tokens = step_tokens
+        self._propose = propose
         self._planned: list[Work] = []  # of the latest step
 
     @property
@@ -91,8 +105,9 @@ class Scheduler:
                 self._give_back(sequence)
             self._secure(sequence)
         budget = self._step_tokens
+        guesses = self._guesses()
         for sequence in sorted(self.running, key=lambda running: running.num_pending > 1):  # decoding first
-            budget -= self._plan(sequence, budget, works)
+            budget -= self._plan(sequence, budget, works, guesses.get(sequence, ()))
         # Blocks were short a moment ago: a newcomer would only be the next to give them up.
         if self.num_preempted == preempted:
             while budget and (newcomer := self._admit()) is not None:
@@ -104,6 +119,12 @@ class Scheduler:
         """The work was done: its keys and values are in the cache."""
         for work in works:
             work.sequence.num_computed = work.stop
+
+    def confirm(self, sequence: Sequence) -> None:
+        """The oldest guess was right: its id is the sequence's newest, and its keys and values are in the cache."""
+        sequence.num_computed += 1
+        if sequence.num_computed % self._blocks.block_size == 0:
+            self._publish(sequence, sequence.num_computed - 1, sequence.num_computed)
 
     def abandon(self) -> None:
         """The latest step failed half-way: no key or value of its sequences can be trusted, and they start again."""
@@ -152,19 +173,44 @@ class Scheduler:
         self._blocks.close(sequence.table)
         sequence.num_computed = 0
 
-    def _plan(self, sequence: Sequence, budget: int, works: list[Work]) -> int:
-        """Add what fits of a sequence's pending tokens; how many."""
+    def _plan(self, sequence: Sequence, budget: int, works: list[Work], guesses: tuple[int, ...] = ()) -> int:
+        """Add what fits of a sequence's pending tokens, and then of guesses; how many."""
         count = min(sequence.num_pending, budget)
-        if count:
-            start = sequence.num_computed
-            works.append(Work(sequence, start, start + count))
-            first, last = start // self._blocks.block_size, (start + count) // self._blocks.block_size
-            if first < last:
-                assert sequence.chain is not None
-                keys = sequence.chain.first(last, sequence.ids)
-                for i in range(first, last):
-                    self._blocks.publish(sequence.table[i], keys[i])
-        return count
+        if not count:
+            return 0
+        start = sequence.num_computed
+        guesses = guesses[: budget - count]
+        if guesses and not self._blocks.cover(sequence.table, len(sequence.ids) + len(guesses)):
+            guesses = ()
+        works.append(Work(sequence, start, start + count, guesses))
+        self._publish(sequence, start, start + count)
+        return count + len(guesses)
+
+    def _guesses(self) -> dict[Sequence, tuple[int, ...]]:
+        """Guesses for sequences that decode: in the rows that are left when each that runs has one."""
+        ready = [sequence for sequence in self.running if sequence.num_pending == 1 and sequence.guesser]
+        if self._propose is None or not ready:
+            return {}
+        most = (self._step_tokens - len(self.running)) // len(ready)
+        wanted = [(sequence, count) for sequence in ready if (count := min(most, self._room(sequence, most))) > 0]
+        return {sequence: guesses for (sequence, _), guesses in zip(wanted, self._propose(wanted), strict=True)}
+
+    def _room(self, sequence: Sequence, most: int) -> int:
+        """How many tokens behind its last can be guessed: one more is drawn, and all under one NTK factor."""
+        assert sequence.guesser is not None
+        most = min(most, sequence.request.max_length - len(sequence.ids) - 1, sequence.guesser.most)
+        while most > 0 and self._alpha_of(len(sequence.ids) + most) != sequence.alpha:
+            most -= 1
+        return most
+
+    def _publish(self, sequence: Sequence, start: int, stop: int) -> None:
+        """Share the blocks that positions start..stop-1 fill up."""
+        first, last = start // self._blocks.block_size, stop // self._blocks.block_size
+        if first < last:
+            assert sequence.chain is not None
+            keys = sequence.chain.first(last, sequence.ids)
+            for i in range(first, last):
+                self._blocks.publish(sequence.table[i], keys[i])
 
     def _admit(self) -> Sequence | None:
         """Start the oldest waiting sequence, if the pool has room for it and a next block for all that run."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from kiloq.cache import KeyChain
 
+from .lookup import Guesser
 from .params import SamplingParams
 from .sampler import RowSampler
 from .stops import TextStream
@@ -37,6 +38,7 @@ class Sequence:
     ids: list[int]
     sampler: RowSampler
     text: TextStream
+    guesser: Guesser | None = None  # None: no token of it is guessed
     is_finished: bool = False
     alpha: float = 0.0  # the NTK factor of the cached keys; 0 before they are computed
     chain: KeyChain | None = None

@@ -1,0 +1,38 @@
+"""What an engine can serve: checked when a request comes. Knows numbers of tokens, not blocks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kiloq.errors import RequestError
+
+from .params import SamplingParams
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """`max_context` tokens of one sequence; fewer than `asked_context` if the cache could not be that large."""
+
+    vocab_size: int
+    max_context: int
+    asked_context: int
+
+    def length_of(self, prompt_ids: Sequence[int], params: SamplingParams) -> int:
+        """How long the sequence may become; RequestError for a prompt that cannot be served."""
+        length, limit = len(prompt_ids), self.max_context
+        if length == 0:
+            raise RequestError("the prompt is empty; give at least one token.")
+        wrong = next((token_id for token_id in prompt_ids if not 0 <= token_id < self.vocab_size), None)
+        if wrong is not None:
+            raise RequestError(f"the prompt holds token {wrong}; the model knows 0 to {self.vocab_size - 1:,}.")
+        asked = length + (params.max_tokens or 1)
+        if asked > limit:
+            adds = f"max_tokens adds {params.max_tokens:,}" if params.max_tokens else "an answer needs at least 1"
+            remedy = (
+                f"raise max_context to {asked:,}"
+                if limit == self.asked_context
+                else f"raise kv_memory, which holds {limit:,} of the {self.asked_context:,} tokens of max_context"
+            )
+            raise RequestError(
+                f"the prompt has {length:,} tokens and {adds}, but the limit is {limit:,}. Shorten it, or {remedy}."
+            )
+        return asked if params.max_tokens else limit
