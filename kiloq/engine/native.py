@@ -59,7 +59,7 @@ class NativeModel:
 
     def logits(self, batch: Batch) -> Tensor:
         """Write the batch's keys and values; logits of the rows it asks for, fp32 [N, vocab_size]."""
-        num_rows, rows = len(batch.ids), batch.last_rows
+        num_rows, rows = len(batch.ids), batch.logit_rows
         if rows is None:
             rows = torch.arange(num_rows)
         logits = torch.empty(len(rows), self._config.vocab_size)
