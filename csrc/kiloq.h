@@ -55,7 +55,7 @@ KQ_API void kq_linear_swiglu(const kq_weight *w, const float *x, int64_t ldx, in
 /* Rows `ids` of w as fp32: out [rows, k]. The embedding. */
 KQ_API void kq_gather_rows(const kq_weight *w, const int64_t *ids, int64_t rows, float *out);
 
-/* Read memory (from a multiple of 64 on) on all threads, whole pieces of 256 KB, and sum it: for measurements of
+/* Read memory (from a multiple of 64 on) on all threads, whole pieces of 1 MB, and sum it: for measurements of
  * bandwidth. */
 KQ_API uint64_t kq_read(const void *data, int64_t bytes);
 
