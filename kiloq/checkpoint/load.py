@@ -1,5 +1,6 @@
 """A checkpoint becomes a model: plain parameters, or matrices packed for the kernels. Knows no cache and no request."""
 
+import time
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -11,13 +12,16 @@ from kiloq.errors import ConfigError
 from kiloq.model import Transformer
 from kiloq.ops.layout import PackedWeight, QuantWeight
 from kiloq.quant.grid import fit, rtn
-from kiloq.quant.linear import QuantEmbedding, QuantLinear
+from kiloq.quant.linear import Packed, QuantEmbedding, QuantLinear
 from kiloq.quant.pack import stack
 
+from .packed_file import packed_file
 from .reader import Checkpoint
 from .weights import DTYPES, Weights, empty_model
 
 Quantization = Literal["int8", "int4"]
+
+LONG_LOAD = 5.0  # seconds; what takes longer is kept for the next time
 
 _ROWS = 4096
 
@@ -76,20 +80,31 @@ def _dense(weights: Weights, dtype: torch.dtype, device: str | torch.device) -> 
 def _packed(weights: Weights, kind: Quantization | None) -> Transformer:
     # The embedding and the head lie between a token and all others: they keep 8 bits where the rest has fewer.
     outer: Quantization | None = "int8" if kind or weights.is_quantized else None
+    kept = packed_file(weights.folder, weights.files, kind or ("codes" if weights.is_quantized else "bf16"))
+    native = ops.backend() != "reference"
+    start = time.monotonic()
+    found = (kept.read() if native else None) or {}
 
-    def linear(name: str, columns: int, rows: int, has_bias: bool) -> QuantLinear:
-        bias = weights.read(f"{name}.bias", dtype=torch.float32) if has_bias else None
-        return QuantLinear(_pack(weights.read_matrix(f"{name}.weight"), outer if name == "head" else kind, bias))
-
-    def embedding(name: str, rows: int, columns: int) -> QuantEmbedding:
+    def packed(name: str, rows: int, columns: int, *, has_bias: bool) -> PackedWeight:
+        one = found.pop(name, None)
+        if one is not None and (one.rows, one.columns, one.bias is not None) == (rows, columns, has_bias):
+            return one
         matrix = weights.read_matrix(f"{name}.weight")
-        if isinstance(matrix, Tensor):
+        if name == "embed" and isinstance(matrix, Tensor):
             weights.check_tied_head(matrix)
-        return QuantEmbedding(_pack(matrix, outer, None))
+        bias = weights.read(f"{name}.bias", dtype=torch.float32) if has_bias else None
+        return _pack(matrix, outer if name in ("embed", "head") else kind, bias)
 
-    model = Transformer(weights.config, linear=linear, embedding=embedding)
+    was_found = bool(found)
+    model = Transformer(
+        weights.config,
+        linear=lambda name, columns, rows, bias: QuantLinear(packed(name, rows, columns, has_bias=bias)),
+        embedding=lambda name, rows, columns: QuantEmbedding(packed(name, rows, columns, has_bias=False)),
+    )
     for name, small in model.named_parameters():
         small.data.copy_(weights.read(name, dtype=torch.float32))
+    if native and not was_found and time.monotonic() - start > LONG_LOAD:
+        kept.write({name: module.packed for name, module in model.named_modules() if isinstance(module, Packed)})
     return model.eval().requires_grad_(False)
 
 

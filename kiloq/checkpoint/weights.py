@@ -44,6 +44,12 @@ class Weights:
         return len(self._plain) < sum(len(parts) for parts in self._parts.values())
 
     @property
+    def files(self) -> list[Path]:
+        """What the weights depend on."""
+        settings = [self.folder / name for name in ("config.json", "quantize_config.json")]
+        return [*sorted({tensor.file for tensor in self.stored.values()}), *settings]
+
+    @property
     def dtype(self) -> torch.dtype:
         """The type that the weights are stored in; where files mix types, the one config.json names."""
         kinds = {self.stored[part.tensor].dtype for part in self._plain}

@@ -99,10 +99,7 @@ def pack(weight: QuantWeight | Tensor, bias: Tensor | None) -> PackedWeight:
         zeros = None if weight.zeros is None else weight.zeros.contiguous()
         order = None if weight.order is None else weight.order.to(torch.int32).contiguous()
     group_size = weight.group_size if isinstance(weight, QuantWeight) and kind == "int4" else 0
-    shape = Weight(
-        kind=KINDS[kind], group=group_size, has_zeros=zeros is not None, n=rows, k=columns, packed=None, bias=None
-    )
-    size = _require().kq_packed_bytes(ctypes.byref(shape))
+    size = packed_bytes(kind, rows, columns, group_size, has_zeros=zeros is not None)
     if size < 0:
         raise ConfigError(f"a {kind} matrix of {rows} x {columns} with groups of {group_size} cannot be packed.")
     packed = PackedWeight(
@@ -183,6 +180,13 @@ def gather_rows(packed: PackedWeight, ids: Tensor) -> Tensor:
     out = torch.empty(len(ids), packed.columns)
     _require().kq_gather_rows(ctypes.byref(weight_struct(packed)), ids.data_ptr(), len(ids), out.data_ptr())
     return out
+
+
+def packed_bytes(kind: WeightKind, rows: int, columns: int, group_size: int, *, has_zeros: bool) -> int:
+    """How long the data of such a matrix is; -1 where there can be none."""
+    shape = Weight(kind=KINDS[kind], group=group_size, has_zeros=has_zeros, n=rows, k=columns, packed=None, bias=None)
+    size: int = _require().kq_packed_bytes(ctypes.byref(shape))
+    return size
 
 
 def aligned_bytes(size: int) -> Tensor:
