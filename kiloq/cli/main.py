@@ -47,6 +47,11 @@ GROUPS = {
         'kiloq tokenizer inspect "Hello, 世界"',
     ),
     "eval": ("kiloq.cli.eval_commands:app", "Measure how good a model is.", "kiloq eval perplexity novel.txt"),
+    "bench": (
+        "kiloq.cli.bench:app",
+        "Speed and memory of a model on this machine.",
+        "kiloq bench speed --shape qwen2.5-0.5b --precision int4",
+    ),
     "train": ("kiloq.cli.train_commands:app", "Train a model from a recipe.", "kiloq train sft recipes/mini/sft.toml"),
 }
 

@@ -1,0 +1,53 @@
+"""Results as a picture. matplotlib is optional and imported here only."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from kiloq.errors import MissingExtraError
+
+Series = Mapping[str, Mapping[str, float]]
+"""A line or colour's name -> a group's label -> the value."""
+
+
+def require_matplotlib() -> None:
+    """A clear error before minutes are spent on measuring."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError(
+            "--plot needs matplotlib, which is not installed: pip install 'kiloq[bench]', or leave --plot out."
+        ) from error
+
+
+def draw(path: Path, title: str, panels: Sequence[tuple[str, Series]]) -> None:
+    """One PNG with a panel of bars for each (what the axis shows, its series)."""
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(4.5 * len(panels), 8.0), 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (label, series) in zip(axes, panels, strict=True):
+        groups = list(dict.fromkeys(group for values in series.values() for group in values))
+        width = 0.8 / max(1, len(series))
+        for number, (name, values) in enumerate(series.items()):
+            places = [i + (number - (len(series) - 1) / 2) * width for i, group in enumerate(groups) if group in values]
+            heights = [values[group] for group in groups if group in values]
+            bars = axis.bar(places, heights, width * 0.95, label=name)
+            axis.bar_label(bars, [short(height) for height in heights], fontsize=7, padding=2)
+        axis.set_xticks(range(len(groups)), groups)
+        axis.set_ylabel(label)
+        axis.margins(y=0.12)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3)
+    figure.suptitle(title, fontsize=10)
+    partial = path.with_name(f"{path.name}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(partial, format="png", dpi=150)
+    partial.replace(path)
+
+
+def short(value: float) -> str:
+    """Three figures, thousands separated."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
