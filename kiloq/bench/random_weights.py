@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from kiloq import ops
 from kiloq.model import ModelConfig, Transformer
-from kiloq.ops.layout import QuantWeight
+from kiloq.ops.layout import GROUP_SIZES, QuantWeight
 from kiloq.quant.linear import QuantEmbedding, QuantLinear
-from kiloq.quant.rounding import group_size_of
 
 _STD = 0.02  # of the weights: what Qwen models are initialised with
 _INT4_STD = 4.18  # of the codes below
@@ -62,7 +61,7 @@ class RandomMatrices:
     def __call__(self, rows: int, columns: int, precision: str) -> QuantWeight | Tensor:
         if precision == "bf16":
             return self._values("bf16", rows, columns)
-        group_size = group_size_of(columns)
+        group_size = next((size for size in reversed(GROUP_SIZES) if columns % size == 0), None)
         if precision == "int4" and group_size is not None:
             scales = torch.full((rows, columns // group_size), _STD / _INT4_STD)
             codes = self._values("int4", rows, columns)
