@@ -103,7 +103,7 @@ void add_parts(Plan *plan, AttendTask task, int64_t size) {
 void plan_short(Plan *plan, const kq_span *span) {
     const kq_cache *cache = plan->args->cache;
     AttendTask task = {span, 0, 0, 0, rows_of(span), 0, 0, true, nullptr};
-    const int64_t most = kMostQueries / queries_of(cache, &task), wanted = cache->num_kv_heads / plan->ranges;
+    const int64_t most = kMostQueries / queries_of(cache, &task), wanted = (cache->num_kv_heads + plan->ranges - 1) / plan->ranges;
     const int64_t heads = wanted <= most ? wanted : most > 1 ? most : 1;
     for (; task.head < cache->num_kv_heads; task.head += heads) {
         task.head_end = task.head + heads < cache->num_kv_heads ? task.head + heads : cache->num_kv_heads;

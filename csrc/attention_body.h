@@ -232,6 +232,7 @@ struct Few {
     float *q;                 // [heads][queries][padded]
     int16_t *codes;           // the same, int8 only
     float *steps;             // [heads][queries], int8 only
+    float *scales;            // [heads][kGroup] of the cache, int8 only
     float *scores;            // [heads][queries][kPart]
     float *sums;              // [heads][queries][padded]
     float *largest, *total;   // [heads][queries]
@@ -380,6 +381,7 @@ Few prepare_few(const AttendArgs *args, const AttendTask *task, char *scratch) {
     if (Kind != KQ_CACHE_INT8) return few;
     few.codes = reinterpret_cast<int16_t *>(carve(&scratch, rows * few.padded / 2));
     few.steps = carve(&scratch, rows);
+    few.scales = carve(&scratch, (heads + 15) / 16 * 16 * kGroup);
     for (int64_t i = 0; i < rows; i++)
         few.steps[i] = round_query(few.q + i * few.padded, few.padded, few.codes + i * few.padded);
     if (!cache->key_bias) return few;
@@ -407,12 +409,26 @@ Few prepare_few(const AttendArgs *args, const AttendTask *task, char *scratch) {
     return few;
 }
 
+/* Scales of 16 neighbouring slots and the task's heads, [heads][kGroup] fp32. */
+void load_scales(const kq_cache *cache, const AttendTask *task, const void *tensor, int64_t slot, float *scales) {
+    const auto *first = static_cast<const uint16_t *>(tensor) + slot * cache->num_kv_heads + task->head;
+    for (int64_t h = 0; h < task->head_end - task->head; h += 16) {
+        const int64_t left = task->head_end - task->head - h;
+        F rows[kGroup];
+        for (int64_t t = 0; t < kGroup; t++) {
+            uint16_t some[16] = {};
+            const uint16_t *row = first + t * cache->num_kv_heads + h;
+            if (left < 16) std::memcpy(some, row, static_cast<size_t>(left) * sizeof(uint16_t));
+            rows[t] = f_load_f16(left < 16 ? some : row);
+        }
+        f_store_transposed(scales + h * kGroup, kGroup, rows);
+    }
+}
+
 /* int8: scores of one head and 16 positions from `base` on get their scales and what the bias adds. */
 void finish_scores(const kq_cache *cache, const AttendTask *task, const Few *few, int64_t h, int64_t base,
-                   const uint16_t *key_scales, float *scores) {
-    float scales[kGroup];
-    for (int64_t t = 0; t < kGroup; t++) scales[t] = float_from_f16(key_scales[t * cache->num_kv_heads + h]);
-    const F scale = f_load(scales);
+                   const float *scales, float *scores) {
+    const F scale = f_load(scales + h * kGroup);
     for (int64_t m = 0; m < few->queries; m++) {
         const int64_t i = h * few->queries + m;
         F score = f_load(scores + m * kPart) * scale * f_set(few->steps[i]);
@@ -489,6 +505,8 @@ void attend_few(const AttendArgs *args, const AttendTask *task, char *scratch) {
     for (int64_t at = 0; at < size; at += kGroup) {
         const char *keys = start_of(cache->keys, at);
         const char *ahead = at + kGroup < size ? start_of(cache->keys, at + kGroup) : start_of(cache->values, 0);
+        if (Kind == KQ_CACHE_INT8)
+            load_scales(cache, task, cache->key_scales, slot_of(cache, task->span, base + at), few.scales);
         for (int64_t h = 0; h < heads; h++) {
             float *scores = few.scores + h * few.queries * kPart + at;
             for (int64_t m = 0, count; m < few.queries; m += count) {
@@ -503,9 +521,7 @@ void attend_few(const AttendArgs *args, const AttendTask *task, char *scratch) {
                                               scores + m * kPart);
             }
             if (Kind != KQ_CACHE_INT8) continue;
-            const int64_t slot = slot_of(cache, task->span, base + at);
-            const auto *scales = static_cast<const uint16_t *>(cache->key_scales) + slot * num_kv_heads + task->head;
-            finish_scores(cache, task, &few, h, base + at, scales, scores);
+            finish_scores(cache, task, &few, h, base + at, few.scales, scores);
         }
     }
     for (int64_t i = 0; i < heads * few.queries; i++) {
@@ -515,18 +531,14 @@ void attend_few(const AttendArgs *args, const AttendTask *task, char *scratch) {
     for (int64_t at = 0; at < size; at += kGroup) {
         const char *values = start_of(cache->values, at);
         const char *ahead = at + kGroup < size ? start_of(cache->values, at + kGroup) : nullptr;
+        if (Kind == KQ_CACHE_INT8)
+            load_scales(cache, task, cache->value_scales, slot_of(cache, task->span, base + at), few.scales);
         const int64_t lo = task->begin - base > at ? task->begin - base - at : 0;
         const int64_t hi = task->end - base < at + kGroup ? task->end - base - at : kGroup;
         for (int64_t h = 0; h < heads; h++) {
             float *weights = few.scores + h * few.queries * kPart + at;
-            if constexpr (Kind == KQ_CACHE_INT8) {
-                const int64_t slot = slot_of(cache, task->span, base + at);
-                const auto *scales = static_cast<const uint16_t *>(cache->value_scales) + task->head + h;
-                for (int64_t t = lo; t < hi; t++) {
-                    const float scale = float_from_f16(scales[(slot + t) * num_kv_heads]);
-                    for (int64_t m = 0; m < few.queries; m++) weights[m * kPart + t] *= scale;
-                }
-            }
+            for (int64_t m = 0; Kind == KQ_CACHE_INT8 && m < few.queries; m++)
+                f_store(weights + m * kPart, f_load(weights + m * kPart) * f_load(few.scales + h * kGroup));
             for (int64_t m = 0, count; m < few.queries; m += count) {
                 count = block_of(few.queries - m);
                 const char *next = m == 0 && ahead ? ahead + h * head_bytes : nullptr;
