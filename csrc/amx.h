@@ -39,6 +39,16 @@ inline void tile_release() { __asm__ volatile("tilerelease" ::); }
 /* Call for a line of memory as far as the second cache. */
 inline void fetch_second(const void *p) { _mm_prefetch(static_cast<const char *>(p), _MM_HINT_T1); }
 
+/* 16 pairs of bf16, first[i] and second[i] side by side. */
+inline void store_bf16_pairs(uint16_t *p, F first, F second) {
+    const __m512bh halves = _mm512_cvtne2ps_pbh(second.v, first.v);
+    __m512i words, order = _mm512_set1_epi32(16 << 16);
+    __builtin_memcpy(&words, &halves, sizeof words);
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    order = _mm512_add_epi32(order, _mm512_mullo_epi32(lane, _mm512_set1_epi32(0x00010001)));
+    _mm512_storeu_si512(p, _mm512_permutexvar_epi16(order, words));
+}
+
 /* 64 bytes. */
 inline I i_sub_bytes(I a, I b) { return {_mm512_sub_epi8(a.v, b.v)}; }
 /* 16 bytes, each four times. */

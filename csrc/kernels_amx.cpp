@@ -2,12 +2,14 @@
 
 #if defined(__AMX_INT8__)
 #include "isa.inc"
+#include "attention_amx.h"
 #include "linear_amx.h"
 
 namespace {
 /* The kernels of avx512, and those that the matrix unit does better. */
 constexpr Kernels with_tiles(Kernels kernels) {
     kernels.linear = linear_amx;
+    kernels.attend = attend_amx;
     kernels.round = round_amx;
     kernels.round_from = kTileRows;
     return kernels;

@@ -12,6 +12,7 @@ from kiloq.ops.paged import PagedLayer, PagedNorms, PagedPlaces, PagedSpan, page
 
 BLOCK = 16
 CACHES = {"bf16": torch.bfloat16, "fp32": torch.float32, "int8": torch.int8}
+MATRIX_UNIT = 1e-2  # of the largest output: queries and softmax weights in bf16, where a span has many queries
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +174,7 @@ def test_kernels_write_and_read_as_the_twin_does(name, kind):
         # Against the cache as the kernel wrote it, so that no rounding of a key hides an error of reading.
         q, _, _ = paged._turned(step.layer, step.places, step.qkv, step.norms)
         wanted = paged.read_reference(found.layer, step.spans, q, case.window)
-        tolerance = 2e-4 if kind == "int8" else 1e-5
+        tolerance = MATRIX_UNIT if backend == "amx" and kind != "fp32" else 2e-4 if kind == "int8" else 1e-5
         assert (out - wanted).abs().max() <= tolerance * wanted.abs().max(), (backend, (out - wanted).abs().max())
 
 
