@@ -154,23 +154,30 @@ def _wish(config: "ModelConfig", grid: GridOptions, solver: SolverOptions) -> "Q
 def _rows(
     checkpoint: "Checkpoint", wanted: "QuantizeConfig", options: CalibrationOptions, *, is_bundled: bool
 ) -> "tuple[CalibrationData | None, list[list[int]]]":
-    """The rows that the model is measured on, and a few others to compare it by."""
+    """The rows that the model is measured on, and a few others to compare it by.
+
+    The bundled model knows the world of its own generator, not documents and code.
+    """
     from kiloq.cli.calibration_file import own_files, read_rows
     from kiloq.quant.calibration_data import choose_rows, shortcomings
 
-    files = options.calibration or own_files()
-    rows, notes = read_rows(files, checkpoint, options.max_length)
-    rows = [row for row in rows if len(row) > 1]
+    files = options.calibration or own_files()[: 1 if is_bundled else None]
+    first, notes = read_rows(files[:1], checkpoint, options.max_length)
+    others, more = read_rows(files[1:], checkpoint, options.max_length)
+    notes += more
+    first = [row for row in first if len(row) > 1]
+    rows = first + [row for row in others if len(row) > 1]
     if not rows:
         raise DataError(f"no usable row is in {', '.join(map(str, files))}. {' '.join(notes)}")
-    order = random.Random(options.seed).sample(range(len(rows)), len(rows))
-    count = min(_HELD_ROWS, len(rows) // 10)
-    held = [rows[i][: options.max_length] for i in order[:count]]
+    # Rows of the first file are held back: it is the one most like what the model is for.
+    count = min(_HELD_ROWS, len(rows) // 10, len(first))
+    order = random.Random(options.seed).sample(range(len(first)), count)
+    held = [rows[i][: options.max_length] for i in order]
     if wanted.method == "rtn":
         return None, held
     if options.calibration is None and not is_bundled:
         say("calibrating on the short text that kiloq brings along; --calibration with text of your own kind is better")
-    kept = [rows[i] for i in sorted(order[count:])]
+    kept = [row for i, row in enumerate(rows) if i not in set(order)]
     data = choose_rows(kept, samples=options.samples, max_length=options.max_length, seed=options.seed)
     for note in (*notes, *shortcomings(data, checkpoint.config.hidden_size)):
         say(note)
