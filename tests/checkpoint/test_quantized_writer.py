@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from kiloq import ops
 from kiloq.checkpoint import load_dense, load_model, open_checkpoint
 from kiloq.checkpoint.quantized_writer import write_quantized
+from kiloq.cli.main import run
 from kiloq.errors import CheckpointError, ConfigError
 from kiloq.model import Transformer
 from kiloq.model.config import Family
@@ -119,3 +120,16 @@ def test_gptq_settings_lie_where_every_loader_looks(write: Write, tmp_path: Path
     assert (settings["bits"], settings["group_size"], settings["sym"], settings["desc_act"]) == (4, 32, True, False)
     stored = load_file(target / "model.safetensors")
     assert set(stored["model.layers.0.self_attn.q_proj.qzeros"].flatten().tolist()) == {0x77777777}
+
+
+def test_a_quantised_checkpoint_can_be_written_as_floats(write: Write, tmp_path: Path) -> None:
+    folder, model = write("qwen2", dtype=torch.bfloat16, **WIDE)
+    write_quantized(tmp_path / "codes", open_checkpoint(folder), rounded(model, FOUR).items())
+    assert run(["convert", str(tmp_path / "codes"), "-o", str(tmp_path / "no"), "--to", "qwen2"]) == 1
+    assert run(["convert", str(folder), "-o", str(tmp_path / "no"), "--dequantize"]) == 1
+    assert run(["convert", str(folder), "-o", str(tmp_path / "no")]) == 1
+    target = tmp_path / "floats"
+    assert run(["convert", str(tmp_path / "codes"), "-o", str(target), "--dequantize", "--dtype", "float32"]) == 0
+    assert open_checkpoint(target).quantization is None
+    expected = load_dense(open_checkpoint(tmp_path / "codes"), dtype="float32").logits(IDS)
+    assert torch.equal(load_dense(open_checkpoint(target)).logits(IDS), expected)
