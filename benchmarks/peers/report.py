@@ -7,6 +7,7 @@ from pathlib import Path
 from kiloq.bench.shapes import shape_config
 from kiloq.bench.tables import markdown
 
+_MARK = "<!-- the last recorded run -->"
 FIGURES = {"prefill": "Prefill 512 tok/s", "decode": "Decode tok/s", "batch": "Batch 8 tok/s"}
 # Ours, the peer, and how many times faster ours is meant to be.
 GOALS = [
@@ -23,6 +24,12 @@ GOALS = [
 def write_report(output: Path, record: dict) -> None:
     output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     output.with_suffix(".md").write_text(page(record))
+
+
+def replace_table(file: Path, record: dict) -> None:
+    """Keep what a person wrote above the mark; what follows it is this run."""
+    above = file.read_text().partition(_MARK)[0]
+    file.write_text(f"{above}{_MARK}\n\n{page(record)}")
 
 
 def page(record: dict) -> str:

@@ -17,7 +17,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from report import write_report
+from report import replace_table, write_report
 
 from kiloq.bench.machine import describe_machine, memory_bandwidth
 from kiloq.bench.shapes import shape_config
@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--groups", default=",".join(GROUPS))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--no-amx", action="store_true", help="every runtime as on a processor with AVX-512 VNNI only")
+    parser.add_argument("--page", type=Path, help="a Markdown page whose table is replaced when all is measured")
     parser.add_argument("-o", "--output", type=Path, help="written with .md and .json; default: FOLDER/DATE")
     options = parser.parse_args()
     if options.no_amx:
@@ -80,6 +81,8 @@ def main() -> None:
         for group in options.groups.split(","):
             record["shapes"][shape][group] = run_group(options, shape, GROUPS[group])
             write_report(output, record)  # what is measured is kept, whatever comes
+    if options.page is not None:
+        replace_table(options.page, record)
 
 
 def run_group(options: argparse.Namespace, shape: str, names: list[str]) -> dict:
