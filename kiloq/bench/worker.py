@@ -70,14 +70,16 @@ def run_job(job: Job) -> Iterator[dict[str, object]]:
     """One result for each cell, as soon as it is known."""
     import torch
 
-    from .machine import describe_machine, memory_bandwidth
+    from .machine import describe_machine, forget_peak, memory_bandwidth, peak_bytes
     from .measure import Cell, OutOfMemoryError, cache_bytes, measure, weight_bytes
 
     _check(job)
     if job.threads is not None:
         torch.set_num_threads(job.threads)  # before the kernels count them
     bandwidth = memory_bandwidth(job.device)
+    forget_peak(job.device)
     model = _load(job)
+    load_peak = peak_bytes(job.device)  # of making or reading the model; the cells' peaks are of generating
     for fields in job.cells:
         cell = Cell(**fields)  # type: ignore[arg-type]
         result = {
@@ -88,6 +90,7 @@ def run_job(job: Job) -> Iterator[dict[str, object]]:
             "machine": describe_machine(job.device),
             "bandwidth": bandwidth,
             "weight_bytes": weight_bytes(model),
+            "load_peak_bytes": load_peak,
             "cache_bytes": cache_bytes(model.config, cell.batch * cell.context, cell.kv),
         }
         try:
