@@ -77,8 +77,13 @@ class Engine:
         self._seed = config.seed
         self._device = weight.device
         self._blocks = BlockManager(blocks)
+        self._runner = Runner(model, KVCache.for_model(model, blocks, kv_dtype))
         self._speculation = Speculation(
-            model.config, draft, default=None, max_batch=max_batch, max_context=self.max_context
+            model.config,
+            draft,
+            rows_are_cheap=self._runner.is_native,
+            max_batch=max_batch,
+            max_context=self.max_context,
         )
         self._scheduler = Scheduler(
             self._blocks,
@@ -88,7 +93,6 @@ class Engine:
             step_tokens=max(config.step_tokens or (4096 if on_gpu else 512), max_batch),
             propose=self._speculation.propose,
         )
-        self._runner = Runner(model, KVCache.for_model(model, blocks, kv_dtype))
         self._requests: dict[str, Request] = {}
         self._events: list[Event] = []
         self._cancelled: list[str] = []  # whose cancel came and is not yet done

@@ -27,6 +27,8 @@ Prompt = tuple[Sequence[int], SamplingParams]
 class LLM:
     """A checkpoint, its tokenizer and formats, and an engine. Without a name, the bundled model.
 
+    `draft` names a smaller model of the same vocabulary, which guesses what this one will say.
+
     One thread at a time; several streams may be read in turns.
     """
 
@@ -42,6 +44,7 @@ class LLM:
         kv_memory: int | None = None,
         max_batch: int | None = None,
         seed: int = 0,
+        draft: str | Path | None = None,
     ) -> None:
         checkpoint = open_checkpoint(bundled() if model is None else model)
         if device == "auto":
@@ -56,6 +59,7 @@ class LLM:
         self._load = partial(load_model, checkpoint, quantization=quantization)
         self._place = _Place(dtype, torch.device(device))
         self.model = self._load(dtype=dtype, device=device)
+        self._draft = None if draft is None else load_model(open_checkpoint(draft), dtype=dtype, device=device)
         self.engine = self._new_engine()
         self._readers: dict[str, Callable[[Event], None]] = {}  # who waits for which request
 
@@ -178,7 +182,8 @@ class LLM:
                 self._close(request_id)
 
     def _new_engine(self) -> Engine:
-        return Engine(self.model, self._limits, tokenizer=self.tokenizer, stop_ids=self.generation.stop_ids)
+        stop_ids = self.generation.stop_ids
+        return Engine(self.model, self._limits, tokenizer=self.tokenizer, stop_ids=stop_ids, draft=self._draft)
 
     def _prompt_ids(self, prompt: object, number: int) -> list[int]:
         if isinstance(prompt, str):

@@ -19,6 +19,11 @@ class Runner:
         self._windows = model.config.windows
         self._native = plan_of(model, cache)
 
+    @property
+    def is_native(self) -> bool:
+        """Whether the kernels do whole steps."""
+        return self._native is not None
+
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Tensor:
         """Write the batch's keys and values; logits of the rows it asks for, [N, vocab_size]."""

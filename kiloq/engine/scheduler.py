@@ -20,6 +20,9 @@ from kiloq.cache import BlockManager, KeyChain
 from .sequence import Sequence
 
 
+_CHEAP_ROWS = 16  # of a step, guesses included: beyond, each costs arithmetic that nobody waits for otherwise
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """Positions start..stop-1 of a sequence, to go through the model in one step, and what may stand behind them."""
@@ -187,11 +190,11 @@ class Scheduler:
         return count + len(guesses)
 
     def _guesses(self) -> dict[Sequence, tuple[int, ...]]:
-        """Guesses for sequences that decode: in the rows that are left when each that runs has one."""
+        """Guesses for sequences that decode: in the cheap rows that are left when each that runs has one."""
         ready = [sequence for sequence in self.running if sequence.num_pending == 1 and sequence.guesser]
         if self._propose is None or not ready:
             return {}
-        most = (self._step_tokens - len(self.running)) // len(ready)
+        most = (min(self._step_tokens, _CHEAP_ROWS) - len(self.running)) // len(ready)
         wanted = [(sequence, count) for sequence in ready if (count := min(most, self._room(sequence, most))) > 0]
         return {sequence: guesses for (sequence, _), guesses in zip(wanted, self._propose(wanted), strict=True)}
 

@@ -19,18 +19,26 @@ from .draft import Draft
 from .lookup import Guesser, Kind
 from .sequence import Sequence
 
-_ROW_COST = 0.1  # of a further row in a step, in steps
+_ROW_COST = 0.1  # of a further row in a step, in steps; measured in docs/decisions/0018
+_LARGE = 100_000_000  # weights of a model whose steps are mostly the reading of them: there further rows are cheap
 
 
 class Speculation:
-    """The guessing of one engine; `default` is what a request gets that leaves the choice to the engine."""
+    """The guessing of one engine: by default with its draft; by lookup where rows are cheap; else not at all."""
 
     def __init__(
-        self, config: ModelConfig, draft: Transformer | None, *, default: Kind | None, max_batch: int, max_context: int
+        self,
+        config: ModelConfig,
+        draft: Transformer | None,
+        *,
+        rows_are_cheap: bool,
+        max_batch: int,
+        max_context: int,
     ) -> None:
         self.num_guessed = self.num_right = 0
         self._draft = None if draft is None else Draft(draft, config, max_batch=max_batch, max_context=max_context)
-        self._default: Kind | None = default if draft is None else "draft"
+        by_lookup = rows_are_cheap and config.num_parameters >= _LARGE
+        self._default: Kind | None = "draft" if draft is not None else "prompt-lookup" if by_lookup else None
         self._draft_cost = 0.0 if draft is None else draft.config.num_parameters / config.num_parameters
 
     def guesser(self, wanted: str) -> Guesser | None:

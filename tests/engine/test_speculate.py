@@ -172,7 +172,7 @@ def test_draws_are_distributed_as_the_model_says(lab) -> None:
         for second, p2 in law([*prompt, first])
         for third, p3 in law([*prompt, first, second])
     }
-    engine = engine_of(lab, "gqa", near(model, 0.02), max_batch=128)
+    engine = engine_of(lab, "gqa", near(model, 0.02), max_batch=8)
     wishes = {"temperature": 6.0, "top_k": 4, "ignore_eos": True, "speculation": "draft"}
     for _ in range(count // 128):
         engine.add(prompt, SamplingParams(max_tokens=3, n=128, **wishes))
