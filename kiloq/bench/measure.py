@@ -84,7 +84,7 @@ def random_prompts(ids: random.Random, vocab_size: int, length: int, count: int)
 
 def generate(engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: int) -> Run:
     """Greedy answers of exactly `new_tokens` to all prompts at once."""
-    params = SamplingParams(max_tokens=new_tokens, temperature=0, ignore_eos=True)
+    params = SamplingParams(max_tokens=new_tokens, temperature=0, ignore_eos=True, speculation="none")
     begin = last = time.perf_counter()
     for prompt in prompts:
         engine.add(prompt, params)

@@ -19,7 +19,6 @@ from kiloq.cache import BlockManager, KeyChain
 
 from .sequence import Sequence
 
-
 _CHEAP_ROWS = 16  # of a step, guesses included: beyond, each costs arithmetic that nobody waits for otherwise
 
 
