@@ -11,6 +11,7 @@ namespace {
 
 constexpr int64_t kRowBytes = 768 << 10;  // inputs of one piece: they stay in a core's second cache for all its tiles
 constexpr int64_t kPieceBytes = 128 << 10;  // weights of a piece: what is asked for ahead is mostly still its own
+constexpr int64_t kTileRowBytes = 1200 << 10;  // the same for the matrix unit, to which reading weights again costs more
 constexpr int64_t kRowStep = 48;          // rows are cut at multiples of every kernel's block of rows
 
 void *arena = nullptr;
@@ -91,8 +92,8 @@ int64_t at_least(int64_t value, int64_t bound) { return value < bound ? bound : 
  * cache, and there are some pieces a thread even where tiles are few. */
 Product cut(const kq_weight *w, const Activations *x, float *y, int64_t ldy, int32_t accumulate, int64_t tiles) {
     const int64_t threads = num_threads(), enough = at_least(kPieceBytes / tile_bytes(w), tiles / (24 * threads));
-    const int64_t input_bytes = w->kind == KQ_BF16 ? 4 * x->k : x->k_padded;
-    int64_t row_step = at_least(kRowBytes / input_bytes / kRowStep, 1) * kRowStep;
+    const int64_t input_bytes = x->codes ? rounded_bytes(w) : 4 * x->k;
+    int64_t row_step = at_least((active_kernels()->round ? kTileRowBytes : kRowBytes) / input_bytes / kRowStep, 1) * kRowStep;
     const int64_t even = tiles / (8 * threads) < enough ? tiles / (8 * threads) : enough;
     int64_t tile_step = at_least(even / 4 * 4, tiles < 4 * threads ? 1 : 4);
     if (x->rows > kRowStep) {
