@@ -33,7 +33,7 @@ class GridOptions:
     bits: Annotated[int, Parameter(help="4 or 8.")] = 4
     group_size: Annotated[
         int | None,
-        Parameter(help="32, 64 or 128 neighbours share a scale. Default: by the model's size; with 8 bits, a row."),
+        Parameter(help="32, 64 or 128 neighbours share a scale. Default: the largest that fits; with 8 bits, a row."),
     ] = None
     asymmetric: Annotated[
         bool, Parameter(negative="", help="4 bits: each group has a zero of its own; fewer programs read that.")

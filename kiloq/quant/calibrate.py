@@ -30,7 +30,6 @@ ReadWeight = Callable[[str], Tensor]
 
 # In the order in which a token meets them: each is measured behind those before it.
 MATRICES = ("attn.qkv", "attn.out", "mlp.gate_up", "mlp.down")
-_SMALL = 512  # inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +73,10 @@ def schemes(config: ModelConfig, wanted: QuantizeConfig) -> dict[str, Scheme]:
 
 
 def default_group_size(config: ModelConfig) -> int:
-    """The group size for 4 bits where nobody says one: the largest that fits all matrices which any fits.
-
-    Small models have few weights to make good a loss with: there, finer groups.
-    """
+    """The group size for 4 bits where nobody says one: the largest that fits all matrices which any fits."""
     sizes = [size for size in _inputs(config).values() if size % GROUP_SIZES[0] == 0]
     fitting = [group for group in GROUP_SIZES if all(size % group == 0 for size in sizes)]
-    return min(fitting[-1] if fitting else GROUP_SIZES[0], 64 if config.hidden_size < _SMALL else 128)
+    return fitting[-1] if fitting else GROUP_SIZES[0]
 
 
 def _inputs(config: ModelConfig) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """Layer by layer: what flows through a layer, what a stopped run leaves, and what the whole is worth."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from kiloq.quant.calibrate import (
     MATRICES,
     LayerReport,
     QuantizeConfig,
+    default_group_size,
     job_digest,
     quantize_layers,
     quantized_weights,
@@ -272,3 +274,10 @@ def test_text_becomes_whole_windows() -> None:
 def test_small_data_is_told() -> None:
     assert [note.split(" are few")[0] for note in shortcomings(DATA, 4096)] == [f"{len(DATA.ids):,} tokens", "32 rows"]
     assert shortcomings(choose_rows(rows_of(200), samples=200, max_length=48, seed=0), 64) == []
+
+
+def test_the_group_size_nobody_names_is_the_largest_that_fits() -> None:
+    config = config_of()  # 64 and 96 inputs
+    assert default_group_size(config) == 32
+    assert default_group_size(dataclasses.replace(config, intermediate_size=688)) == 64  # 688: no group divides it
+    assert default_group_size(dataclasses.replace(config, intermediate_size=128)) == 64
