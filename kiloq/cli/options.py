@@ -37,6 +37,9 @@ class ModelOptions:
     max_context: Annotated[
         int | None, Parameter(help="Tokens of prompt and answer together; default: what the model allows.")
     ] = None
+    draft: Annotated[
+        str | None, Parameter(help="A smaller model of the same vocabulary, whose guesses make answers faster.")
+    ] = None
 
     def load(self, *, max_batch: int | None = None) -> "LLM":
         """Load the model; this is where torch is imported."""
@@ -50,6 +53,7 @@ class ModelOptions:
             kv_dtype=self.kv_dtype,
             max_context=self.max_context,
             max_batch=max_batch,
+            draft=self.draft,
         )
 
 
@@ -64,6 +68,9 @@ class SamplingOptions:
     repetition_penalty: Annotated[float | None, Parameter(help="Above 1, what was said is less likely again.")] = None
     max_tokens: Annotated[int | None, Parameter(help="The longest answer.")] = None
     seed: Annotated[int | None, Parameter(help="The same seed gives the same answer.")] = None
+    speculation: Annotated[
+        str | None, Parameter(help="Guess tokens ahead: auto, none, prompt-lookup or draft. Answers stay the same.")
+    ] = None
 
     def given(self) -> dict[str, object]:
         """The options that a person set, by the names that SamplingParams gives them."""
