@@ -22,6 +22,7 @@ from .weights import DTYPES, Weights, empty_model
 Quantization = Literal["int8", "int4"]
 
 LONG_LOAD = 5.0  # seconds; what takes longer is kept for the next time
+WORTH_KEEPING = 100_000_000  # bytes; a small model is slow to load only while the machine is busy
 
 _ROWS = 4096
 
@@ -104,7 +105,9 @@ def _packed(weights: Weights, kind: Quantization | None) -> Transformer:
     for name, small in model.named_parameters():
         small.data.copy_(weights.read(name, dtype=torch.float32))
     if native and not was_found and time.monotonic() - start > LONG_LOAD:
-        kept.write({name: module.packed for name, module in model.named_modules() if isinstance(module, Packed)})
+        matrices = {name: module.packed for name, module in model.named_modules() if isinstance(module, Packed)}
+        if sum(one.data.nbytes for one in matrices.values()) > WORTH_KEEPING:
+            kept.write(matrices)
     return model.eval().requires_grad_(False)
 
 

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.skipif(ops.backend() == "reference", reason="only kerne
 @pytest.fixture(autouse=True)
 def every_load_is_long(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(load, "LONG_LOAD", -1.0)
+    monkeypatch.setattr(load, "WORTH_KEEPING", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
