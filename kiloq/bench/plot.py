@@ -37,10 +37,12 @@ def draw(path: Path, title: str, panels: Sequence[tuple[str, Series]]) -> None:
             bars = axis.bar(places, heights, width * 0.95, label=name)
             axis.bar_label(bars, [short(height) for height in heights], fontsize=7, padding=2)
         axis.set_xticks(range(len(groups)), groups)
+        axis.set_xlabel("tokens of prompt + answer", fontsize=8)
         axis.set_ylabel(label)
+        axis.set_xlim(*((-1.5, 1.5) if len(groups) == 1 else (-0.6, len(groups) - 0.4)))  # no bar as wide as a wall
         axis.margins(y=0.12)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3)
+        axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
     figure.suptitle(title, fontsize=10)
     partial = path.with_name(f"{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -178,7 +178,8 @@ def _draw(options: BenchOptions, results: Results, panels: Mapping[str, str]) ->
                 name, group = picture_names(result)
                 series.setdefault(name, {})[group] = value / 1e9 if key.endswith("bytes") else value
         drawn.append((label, series))
-    draw(options.plot, str(results[0]["name"]), drawn)
+    title = f"{results[0]['name']}{', random weights' if results[0]['random_weights'] else ''}"
+    draw(options.plot, title, drawn)
     say(f"picture  {options.plot}")
 
 
