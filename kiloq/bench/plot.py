@@ -25,16 +25,20 @@ def draw(path: Path, title: str, panels: Sequence[tuple[str, Series]]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(max(4.5 * len(panels), 8.0), 4.4), layout="constrained")
+    most = max(sum(len(values) for values in series.values()) for _, series in panels)
+    width = max(4.0, 1.0 + 0.5 * most)  # inches: room for the figure above each bar
+    figure = Figure(figsize=(width * len(panels), 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (label, series) in zip(axes, panels, strict=True):
         groups = list(dict.fromkeys(group for values in series.values() for group in values))
-        width = 0.8 / max(1, len(series))
+        bar_width = 0.8 / max(1, len(series))
         for number, (name, values) in enumerate(series.items()):
-            places = [i + (number - (len(series) - 1) / 2) * width for i, group in enumerate(groups) if group in values]
+            places = [
+                i + (number - (len(series) - 1) / 2) * bar_width for i, group in enumerate(groups) if group in values
+            ]
             heights = [values[group] for group in groups if group in values]
-            bars = axis.bar(places, heights, width * 0.95, label=name)
+            bars = axis.bar(places, heights, bar_width * 0.95, label=name)
             axis.bar_label(bars, [short(height) for height in heights], fontsize=7, padding=2)
         axis.set_xticks(range(len(groups)), groups)
         axis.set_xlabel("tokens of prompt + answer", fontsize=8)
@@ -42,7 +46,7 @@ def draw(path: Path, title: str, panels: Sequence[tuple[str, Series]]) -> None:
         axis.set_xlim(*((-1.5, 1.5) if len(groups) == 1 else (-0.6, len(groups) - 0.4)))  # no bar as wide as a wall
         axis.margins(y=0.12)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower center", ncols=3)
     figure.suptitle(title, fontsize=10)
     partial = path.with_name(f"{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
