@@ -1,6 +1,7 @@
 # make chat            talk with the bundled model (MODEL=Qwen/Qwen3-0.6B or a folder takes a real one)
 # make test            the default tests, offline
 # make check           ruff, mypy and the floors of ARCHITECTURE.md
+# make native-check    the kernels of csrc/ under AddressSanitizer, UBSan and ThreadSanitizer (two minutes)
 # make clean           remove what make has made
 # Needs python3 >= 3.11 and nothing else. A GPU user puts another torch into .venv first, or makes .venv with
 # --system-site-packages: a torch that pyproject.toml accepts is left alone.
@@ -29,6 +30,21 @@ check: $(DONE)/test $(DONE)/check
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/lint-imports --no-logo
+
+# Built apart from the installed kernels, once per sanitizer; csrc/check/ drives them through their C interface.
+CHECKS = build/check/address build/check/thread
+build/check/address: SANITIZE = -g -fsanitize=address,undefined -fno-sanitize-recover=all
+build/check/thread: SANITIZE = -g -O1 -fsanitize=thread
+
+.PHONY: native-check $(CHECKS)
+native-check: $(CHECKS)
+
+$(CHECKS): $(DONE)/kiloq
+	@$(call quietly,Preparing to build the kernels for $@ ...,$(PIP) install 'setuptools>=77')
+	@KILOQ_CXXFLAGS='$(SANITIZE)' $(VENV)/bin/python setup.py -q build_ext -b $@ -t $@
+	@$(CXX) -std=c++17 -Wall -Wextra $(SANITIZE) csrc/check/check.cpp $@/kiloq/ops/_native.so \
+	  -Wl,-rpath,$(CURDIR)/$@/kiloq/ops -pthread -o $@/check
+	$@/check
 
 .PHONY: clean
 clean:

@@ -4,7 +4,9 @@ It is no Python extension, so it needs no Python headers and fits every interpre
 the processor is none that we have kernels for, the package installs without it and computes in PyTorch.
 """
 
+import os
 import platform
+import shlex
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +30,7 @@ COMMON = [
     "-Wextra",
     "-Wno-uninitialized",
 ]
+MORE = shlex.split(os.environ.get("KILOQ_CXXFLAGS", ""))  # sanitizers, for `make native-check`
 AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mprefer-vector-width=512"]
 FLAGS = {
@@ -46,7 +49,7 @@ class BuildKernels(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         def compile_one(source: str) -> list[str]:
-            flags = [*COMMON, *self.known(tuple(FLAGS.get(Path(source).name, ())))]
+            flags = [*COMMON, *self.known(tuple(FLAGS.get(Path(source).name, ()))), *MORE]
             return self.compiler.compile(
                 [source], output_dir=self.build_temp, extra_postargs=flags, depends=ext.depends
             )
@@ -55,7 +58,7 @@ class BuildKernels(build_ext):
             made = [name for names in pool.map(compile_one, ext.sources) for name in names]
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        self.compiler.link_shared_object(made, str(target), extra_postargs=["-pthread"], target_lang="c++")
+        self.compiler.link_shared_object(made, str(target), extra_postargs=["-pthread", *MORE], target_lang="c++")
 
     @cache  # noqa: B019
     def known(self, flags: tuple[str, ...]) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ constexpr int64_t kRegionSpin = 5'000'000;   // ns within a region: then the cal
 constexpr int kPauses = 32;                  // between two looks at the clock
 constexpr unsigned kFlushDenormals = 0x8040; // MXCSR: flush to zero, denormals are zero
 constexpr int kMostThreads = 1024;
+constexpr int64_t kClosed = 0xffffffff;      // an item that no job has: the next job is being written
 
 struct Pool;
 
@@ -34,7 +35,7 @@ struct Worker {
 
 struct Pool {
     /* Generation of the job << 32 | next item, in one word: whoever takes a piece takes it of the generation it has
-     * read. A worker may read the fields of the next job by mistake, but then its exchange fails. */
+     * read. A worker may read the fields of the next job by mistake, but then its exchange fails (run_together). */
     alignas(64) std::atomic<uint64_t> ticket{0};
     alignas(64) std::atomic<PieceFn> fn{nullptr};
     std::atomic<void *> context{nullptr};
@@ -74,12 +75,12 @@ void work(Pool *p, uint32_t generation, int thread) {
     int64_t finished = 0;
     uint64_t seen = p->ticket.load(std::memory_order_acquire);
     while (generation_of(seen) == generation) {
-        const int64_t count = p->count.load(std::memory_order_relaxed);
-        const int64_t grain = p->grain.load(std::memory_order_relaxed);
-        const PieceFn fn = p->fn.load(std::memory_order_relaxed);
-        void *context = p->context.load(std::memory_order_relaxed);
+        const int64_t count = p->count.load(std::memory_order_acquire);
+        const int64_t grain = p->grain.load(std::memory_order_acquire);
+        const PieceFn fn = p->fn.load(std::memory_order_acquire);
+        void *context = p->context.load(std::memory_order_acquire);
         const int64_t first = static_cast<int64_t>(seen & 0xffffffffu);
-        if (first >= count) break;
+        if (first == kClosed || first >= count) break;
         const int64_t last = first + grain < count ? first + grain : count;
         const uint64_t next = static_cast<uint64_t>(generation) << 32 | static_cast<uint64_t>(last);
         if (!p->ticket.compare_exchange_weak(seen, next, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
@@ -207,13 +208,16 @@ void run_alone(int64_t count, int64_t grain, PieceFn fn, void *context) {
 }
 
 void run_together(Pool *p, int64_t count, int64_t grain, PieceFn fn, void *context) {
-    // The last job is done, so that nobody holds a piece of it; late workers find that their exchange fails.
-    p->fn.store(fn, std::memory_order_relaxed);
-    p->context.store(context, std::memory_order_relaxed);
-    p->count.store(count, std::memory_order_relaxed);
-    p->grain.store(grain, std::memory_order_relaxed);
+    // First the ticket is closed, under a generation of its own: a late worker that reads the fields below as they
+    // change (acquire, release) must then find that its exchange fails. A new count beside the old ticket would let it.
+    const uint64_t closed = (p->ticket.load(std::memory_order_relaxed) >> 32) + 1;
+    p->ticket.store(closed << 32 | kClosed, std::memory_order_seq_cst);
+    p->fn.store(fn, std::memory_order_release);
+    p->context.store(context, std::memory_order_release);
+    p->count.store(count, std::memory_order_release);
+    p->grain.store(grain, std::memory_order_release);
     p->done.store(0, std::memory_order_relaxed);
-    const uint32_t generation = generation_of(p->ticket.load(std::memory_order_relaxed)) + 1;
+    const uint32_t generation = static_cast<uint32_t>(closed + 1);
     p->ticket.store(static_cast<uint64_t>(generation) << 32, std::memory_order_seq_cst);
     const int64_t others = (count + grain - 1) / grain - 1;  // the first piece is the caller's own
     wake(p, static_cast<int>(others < INT_MAX ? others : INT_MAX));

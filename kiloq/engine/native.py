@@ -151,7 +151,7 @@ def _fits(config: ModelConfig, cache: KVCache) -> bool:
     """What the kernels ask of shapes: whole tiles of the MLP, heads of whole half vectors, a cache type they know."""
     if cache.device.type != "cpu" or cache.dtype not in _CACHE_KINDS:
         return False
-    return config.intermediate_size % 16 == 0 and config.head_dim % 8 == 0
+    return config.intermediate_size % 16 == 0 and config.head_dim % 8 == 0 and config.head_dim <= 256
 
 
 class _Table:
