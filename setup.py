@@ -21,6 +21,7 @@ CSRC = Path("csrc")
 COMMON = [
     "-std=c++17",
     "-O3",
+    "-g0",  # Python asks for symbols, which made the library eleven times as large
     "-fPIC",
     "-fvisibility=hidden",
     "-fno-exceptions",
