@@ -54,7 +54,7 @@ def quantize_activations(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
 
     Groups below 1e-30 are zero: 127 / absmax must stay finite where denormals are flushed.
     """
-    groups = x.float().reshape(len(x), -1, group_size)  # [M, groups, group_size]
+    groups = x.float().reshape(len(x), x.shape[1] // group_size, group_size)  # M may be 0
     absmax = groups.abs().amax(2)
     is_zero = absmax < 1e-30
     # A 0-dim tensor, as PyTorch turns number / tensor into a product with the rounded reciprocal.
@@ -65,7 +65,7 @@ def quantize_activations(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
 def quant_linear(x: Tensor, packed: PackedWeight) -> Tensor:
     """x [.., K] times a packed matrix, plus its bias, in the type of x; activations rounded as the kernels round."""
     weight = unpack(packed)
-    rows = x.reshape(-1, packed.columns).float()
+    rows = x.reshape(x.numel() // packed.columns, packed.columns).float()
     if isinstance(weight, Tensor):
         out = rows @ weight.float().T
     else:
@@ -73,7 +73,7 @@ def quant_linear(x: Tensor, packed: PackedWeight) -> Tensor:
             rows = rows[:, weight.order.long()]
         codes, scales = quantize_activations(rows, weight.group_size)
         groups = scales.shape[1]
-        rounded = (codes.view(len(codes), groups, -1).float() * scales[..., None]).flatten(1)
+        rounded = (codes.view(len(codes), groups, weight.group_size).float() * scales[..., None]).flatten(1)
         zero = 8.0 if weight.kind == "int4" else 0.0
         zeros = zero if weight.zeros is None else weight.zeros.float()[..., None]
         values = (weight.codes.reshape(len(weight.codes), groups, -1).float() - zeros) * weight.scales[..., None]

@@ -236,3 +236,13 @@ def test_swiglu_holds_from_one_end_of_fp32_to_the_other() -> None:
     found = cpu.linear_swiglu(torch.zeros(1, 8), packed)[0]
     wanted = reference.swiglu(torch.cat([gate, torch.full((count,), 0.5)]).double()).float()
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-30, equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", [Kind("bf16"), Kind("int8"), Kind("int4", 32)], ids=str)
+def test_no_rows_are_none_times_a_matrix(kind: Kind) -> None:
+    for name in cpu.available():
+        with cpu.using(name):
+            packed = ops.pack(make_weight(kind, 32, 64), torch.randn(32))
+            assert ops.linear(torch.empty(0, 64), packed).shape == (0, 32)
+            assert ops.linear_swiglu(torch.empty(0, 64), packed).shape == (0, 16)
+            assert ops.gather_rows(packed, torch.empty(0, dtype=torch.int64)).shape == (0, 64)
