@@ -1,7 +1,6 @@
 """A checkpoint becomes a model: plain parameters, or matrices packed for the kernels. Knows no cache and no request."""
 
 import time
-from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
@@ -121,7 +120,7 @@ def round_rows(matrix: Tensor, kind: Quantization) -> QuantWeight:
     """Each row of a matrix to the nearest codes; 8 bits where no group size divides its length for 4."""
     scheme = fit("matrix", matrix.shape[1], 4 if kind == "int4" else 8, None)
     # Some rows at a time: the fp32 copy of a vocabulary's matrix never exists whole.
-    return stack([rtn(rows, replace(scheme, clip=False)) for rows in torch.split(matrix, _ROWS)], "matrix")
+    return stack([rtn(rows, scheme) for rows in torch.split(matrix, _ROWS)], "matrix")
 
 
 def _quantization(word: str | None) -> Quantization | None:

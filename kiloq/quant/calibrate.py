@@ -39,7 +39,6 @@ class QuantizeConfig:
     bits: Literal[4, 8] = 4
     group_size: int | None = None
     symmetric: bool = True
-    clip: bool = True
     method: Literal["gptq", "rtn"] = "gptq"
     gptq: GptqConfig = field(default_factory=GptqConfig)
 
@@ -66,7 +65,6 @@ def schemes(config: ModelConfig, wanted: QuantizeConfig) -> dict[str, Scheme]:
             bits=scheme.bits,
             group_size=scheme.group_size,
             symmetric=wanted.symmetric or scheme.bits == 8,
-            clip=wanted.clip,
         )
         for name, scheme in found.items()
     }

@@ -9,10 +9,11 @@ from torch import Tensor
 from kiloq.errors import ConfigError
 from kiloq.ops.layout import GROUP_SIZES, QuantWeight
 
-# The search for the clipped range that GPTQ's own code does: shrink by 1 % at a time to a fifth, keep what loses least.
-_SHRINK_STEPS, _SHRINK_GRID, _EXPONENT = 80, 100, 2.4
+# The range is searched by squared error in steps of 5 %, down to a quarter. GPTQ's own code takes steps of 1 % and the
+# exponent 2.4: ten times the time, and in groups of 128 no nearer to the weights (decision 0015).
+_SHRINK_STEPS, _SHRINK_GRID = 16, 20
 _SMALLEST_SCALE = 2.0**-24  # of fp16
-_AT_ONCE = 2**18  # values of a search step: what it needs stays in a core's own cache
+_AT_ONCE = 2**17  # values of a search step: what it needs stays in a core's own cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +52,13 @@ class Grid:
     high: int
 
     def round(self, values: Tensor, scales: Tensor, zeros: Tensor) -> tuple[Tensor, Tensor]:
-        """The nearest codes, and what they stand for; all three of one shape."""
-        codes = torch.round(values / scales).add_(zeros).clamp_(self.low, self.high)
+        """The nearest codes, and what they stand for."""
+        codes = self.codes(values, scales, zeros)
         return codes, (codes - zeros) * scales
+
+    def codes(self, values: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+        """The nearest codes, as floats; all three of shapes that go together."""
+        return (values / scales).round_().add_(zeros).clamp_(self.low, self.high)
 
 
 def checked_bits(bits: int) -> Literal[4, 8]:
@@ -100,7 +105,9 @@ def rtn(weight: Tensor, scheme: Scheme, grid: Grid | None = None) -> QuantWeight
     """Each value rounded to the nearest one of its grid; `grid` if it was found already."""
     grid = grid or find_grid(weight, scheme)
     groups = weight.float().view(len(weight), grid.scales.shape[1], -1)
-    codes, _ = grid.round(groups, grid.scales[..., None], grid.zeros[..., None])
+    tensors = (groups, grid.scales[..., None], grid.zeros[..., None])
+    parts = zip(*(torch.split(tensor, max(1, _AT_ONCE // weight.shape[1])) for tensor in tensors), strict=True)
+    codes = torch.cat([grid.codes(*part).to(_dtype(scheme)) for part in parts])
     return as_quant_weight(codes.flatten(1), grid, scheme)
 
 
@@ -109,22 +116,30 @@ def as_quant_weight(codes: Tensor, grid: Grid, scheme: Scheme, order: Tensor | N
     if scheme.bits == 8:
         size = scheme.group_size or codes.shape[1]
         return QuantWeight(
-            kind="int8", group_size=size, codes=codes.to(torch.int8), scales=grid.scales, zeros=None, order=order
+            kind="int8", group_size=size, codes=codes.to(_dtype(scheme)), scales=grid.scales, zeros=None, order=order
         )
     assert scheme.group_size is not None, scheme
     zeros = None if scheme.symmetric else grid.zeros.to(torch.uint8)
     return QuantWeight(
         kind="int4",
         group_size=scheme.group_size,
-        codes=codes.to(torch.uint8),
+        codes=codes.to(_dtype(scheme)),
         scales=grid.scales,
         zeros=zeros,
         order=order,
     )
 
 
+def _dtype(scheme: Scheme) -> torch.dtype:
+    return torch.uint8 if scheme.bits == 4 else torch.int8
+
+
 def _codes(scheme: Scheme) -> tuple[int, int]:
     return (0, 15) if scheme.bits == 4 else (-127, 127)
+
+
+def _middle(scheme: Scheme) -> int:
+    return (sum(_codes(scheme)) + 1) // 2
 
 
 def _find(groups: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
@@ -142,7 +157,7 @@ def _find(groups: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
         share = 1 - step / _SHRINK_GRID
         scales, zeros = _grid_of(low * share, high * share, scheme)
         # The largest value alone loses this much, and ever more from here on.
-        if (((1 - share) * peak - scales / 2).clamp(min=0).pow(_EXPONENT) > least).all():
+        if (((1 - share) * peak - scales / 2).clamp(min=0).square() > least).all():
             break
         loss = _loss(groups, scales, zeros, scheme)
         better = loss < least
@@ -157,11 +172,15 @@ def _grid_of(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]
     scales = ((high - low) / (last - first)).to(torch.float16).float().clamp_(min=_SMALLEST_SCALE)
     if not scheme.symmetric:
         return scales, torch.round(-low / scales).clamp_(first, last)
-    return scales, torch.full_like(scales, (first + last + 1) // 2)
+    return scales, torch.full_like(scales, _middle(scheme))
 
 
 def _loss(groups: Tensor, scales: Tensor, zeros: Tensor, scheme: Scheme) -> Tensor:
     low, high = _codes(scheme)
     scale, zero = scales[:, None], zeros[:, None]
-    wrong = torch.round(groups / scale).add_(zero).clamp_(low, high).sub_(zero).mul_(scale).sub_(groups)
-    return wrong.abs_().pow_(_EXPONENT).sum(1)
+    wrong = (groups * (1 / scale)).round_()
+    if scheme.symmetric:  # two passes fewer where the zeros are one number
+        wrong.clamp_(low - _middle(scheme), high - _middle(scheme))
+    else:
+        wrong.add_(zero).clamp_(low, high).sub_(zero)
+    return wrong.mul_(scale).sub_(groups).square_().sum(1)

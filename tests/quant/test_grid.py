@@ -66,7 +66,7 @@ def test_clipping_never_loses_by_its_own_measure_and_gains_where_a_value_stands_
     weight = weights()
     weight[:, 5] *= 6
     clipped, plain = (rtn(weight, Scheme(bits=4, group_size=128, clip=clip)).dequantize() for clip in (True, False))
-    loss = [((q - weight).abs() ** 2.4).view(-1, 128).sum(1) for q in (clipped, plain)]
+    loss = [((q - weight).abs() ** 2).view(-1, 128).sum(1) for q in (clipped, plain)]
     assert (loss[0] <= loss[1] * (1 + 1e-5)).all()
     assert loss[0].sum() < 0.9 * loss[1].sum()
 
@@ -79,15 +79,15 @@ def test_the_search_that_stops_early_finds_what_the_whole_search_finds() -> None
             for group in range(4):
                 values = weight[row, 64 * group : 64 * group + 64]
                 best, scale = torch.inf, 0.0
-                for step in range(80):
+                for step in range(16):
                     top, bottom = values.max().clamp(min=0), values.min().clamp(max=0)
                     if symmetric:
                         top = max(top, -bottom)
                         bottom = -top
-                    trial = ((top - bottom) * (1 - step / 100) / 15).half().float()
-                    zero = 8 if symmetric else torch.round(-bottom * (1 - step / 100) / trial)
+                    trial = ((top - bottom) * (1 - step / 20) / 15).half().float()
+                    zero = 8 if symmetric else torch.round(-bottom * (1 - step / 20) / trial)
                     near = (torch.clamp(torch.round(values / trial) + zero, 0, 15) - zero) * trial
-                    loss = ((near - values).abs() ** 2.4).sum().item()
+                    loss = ((near - values) ** 2).sum().item()
                     if loss < best * (1 - 1e-6):
                         best, scale = loss, trial.item()
                 assert grid.scales[row, group].item() == pytest.approx(scale, rel=1e-6)
