@@ -12,6 +12,8 @@ namespace {
 constexpr int64_t kRowBytes = 768 << 10;  // inputs of one piece: they stay in a core's second cache for all its tiles
 constexpr int64_t kPieceBytes = 128 << 10;  // weights of a piece: what is asked for ahead is mostly still its own
 constexpr int64_t kTileRowBytes = 1200 << 10;  // the same for the matrix unit, to which reading weights again costs more
+constexpr int64_t kVeryFew = 4;           // rows for which four tiles are read at once, but two as well
+constexpr int64_t kSwigluTiles = 16;      // tiles of gate that are computed before as many of up
 constexpr int64_t kRowStep = 48;          // rows are cut at multiples of every kernel's block of rows
 
 void *arena = nullptr;
@@ -60,12 +62,27 @@ Piece piece_of(const Product *p, int64_t index) {
     return {rows_of(p->w, p->x, row, end), row, first, last};
 }
 
+/* Pieces first..last-1. Those of few rows lie side by side: they are one run of tiles, read without a break. */
+struct Run {
+    Piece piece;
+    int64_t next;
+};
+
+Run run_of(const Product *p, int64_t first, int64_t last, int64_t most_tiles) {
+    Run run{piece_of(p, first), first + 1};
+    while (p->x->rows <= kRowStep && run.next < last && run.piece.last + p->tile_step - run.piece.first <= most_tiles)
+        run.piece.last = piece_of(p, run.next++).last;
+    return run;
+}
+
 void product_piece(void *context, int64_t first, int64_t last, int, void *scratch) {
     const auto *p = static_cast<const Product *>(context);
-    for (int64_t i = first; i < last; i++) {
-        const Piece piece = piece_of(p, i);
-        active_kernels()->linear(p->w, &piece.x, piece.first, piece.last,
-                                 p->y + piece.row * p->ldy + piece.first * kTile, p->ldy, p->accumulate, scratch);
+    while (first < last) {
+        const Run run = run_of(p, first, last, p->tiles);
+        const Piece *piece = &run.piece;
+        active_kernels()->linear(p->w, &piece->x, piece->first, piece->last,
+                                 p->y + piece->row * p->ldy + piece->first * kTile, p->ldy, p->accumulate, scratch);
+        first = run.next;
     }
 }
 
@@ -73,43 +90,45 @@ void swiglu_piece(void *context, int64_t first, int64_t last, int, void *scratch
     const auto *p = static_cast<const Product *>(context);
     const Kernels *kernels = active_kernels();
     auto *both = reinterpret_cast<float *>(static_cast<char *>(scratch) + kLinearScratch);
-    for (int64_t i = first; i < last; i++) {
-        const Piece piece = piece_of(p, i);
-        const int64_t columns = (piece.last - piece.first) * kTile;
-        kernels->linear(p->w, &piece.x, piece.first, piece.last, both, 2 * columns, 0, scratch);
-        kernels->linear(p->w, &piece.x, piece.first + p->tiles, piece.last + p->tiles, both + columns, 2 * columns, 0,
-                        scratch);
-        for (int64_t m = 0; m < piece.x.rows; m++) {
+    while (first < last) {
+        const Run run = run_of(p, first, last, kSwigluTiles);
+        const Piece *piece = &run.piece;
+        const int64_t columns = (piece->last - piece->first) * kTile;
+        kernels->linear(p->w, &piece->x, piece->first, piece->last, both, 2 * columns, 0, scratch);
+        kernels->linear(p->w, &piece->x, piece->first + p->tiles, piece->last + p->tiles, both + columns, 2 * columns,
+                        0, scratch);
+        for (int64_t m = 0; m < piece->x.rows; m++) {
             const float *row = both + m * 2 * columns;
-            kernels->swiglu(row, row + columns, columns, p->y + (piece.row + m) * p->ldy + piece.first * kTile);
+            kernels->swiglu(row, row + columns, columns, p->y + (piece->row + m) * p->ldy + piece->first * kTile);
         }
+        first = run.next;
     }
 }
 
 int64_t at_least(int64_t value, int64_t bound) { return value < bound ? bound : value; }
 
-/* Few rows: the weights' bytes are what costs, so pieces are streams, and enough for an even end. Many rows: a piece's inputs fit a core's
- * cache, and there are some pieces a thread even where tiles are few. */
+/* Few rows: the weights' bytes are what costs. Threads take long runs first, because what is asked for ahead at the end
+ * of a run is another thread's, and short ones last, for an even end. Many rows: a piece's inputs fit a core's cache, and
+ * there are some pieces a thread even where tiles are few. */
 Product cut(const kq_weight *w, const Activations *x, float *y, int64_t ldy, int32_t accumulate, int64_t tiles) {
+    if (x->rows <= kRowStep) return {w, x, y, ldy, accumulate, tiles, x->rows <= kVeryFew ? 2 : 4, kRowStep};
     const int64_t threads = num_threads(), enough = at_least(kPieceBytes / tile_bytes(w), tiles / (24 * threads));
     const int64_t input_bytes = x->codes ? rounded_bytes(w) : 4 * x->k;
     int64_t row_step = at_least((active_kernels()->round ? kTileRowBytes : kRowBytes) / input_bytes / kRowStep, 1) * kRowStep;
     const int64_t even = tiles / (8 * threads) < enough ? tiles / (8 * threads) : enough;
-    int64_t tile_step = at_least(even / 4 * 4, tiles < 4 * threads ? 1 : 4);
-    if (x->rows > kRowStep) {
-        const int64_t chunks = (x->rows + row_step - 1) / row_step;
-        row_step = round_up((x->rows + chunks - 1) / chunks, kRowStep);
-        while (row_step > kRowStep && tiles / 2 * ((x->rows + row_step - 1) / row_step) < 4 * threads) {
-            row_step = round_up(row_step / 2, kRowStep);
-        }
-        tile_step = tile_step > 16 ? 16 : tile_step;
+    const int64_t tile_step = at_least(even / 4 * 4, tiles < 4 * threads ? 1 : 4);
+    const int64_t chunks = (x->rows + row_step - 1) / row_step;
+    row_step = round_up((x->rows + chunks - 1) / chunks, kRowStep);
+    while (row_step > kRowStep && tiles / 2 * ((x->rows + row_step - 1) / row_step) < 4 * threads) {
+        row_step = round_up(row_step / 2, kRowStep);
     }
-    return {w, x, y, ldy, accumulate, tiles, tile_step, row_step};
+    return {w, x, y, ldy, accumulate, tiles, tile_step > 16 ? 16 : tile_step, row_step};
 }
 
 void spread(Product *p, PieceFn fn) {
     const int64_t down = (p->x->rows + p->row_step - 1) / p->row_step;
-    parallel_for(down * ((p->tiles + p->tile_step - 1) / p->tile_step), 1, fn, p);
+    const int64_t grain = p->x->rows <= kRowStep ? kShrinking : 1;
+    parallel_for(down * ((p->tiles + p->tile_step - 1) / p->tile_step), grain, fn, p);
 }
 
 void gather_row(const kq_weight *w, int64_t id, float *out) {

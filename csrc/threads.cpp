@@ -81,7 +81,8 @@ void work(Pool *p, uint32_t generation, int thread) {
         void *context = p->context.load(std::memory_order_acquire);
         const int64_t first = static_cast<int64_t>(seen & 0xffffffffu);
         if (first == kClosed || first >= count) break;
-        const int64_t last = first + grain < count ? first + grain : count;
+        const int64_t some = grain != kShrinking ? grain : 1 + (count - first) / (2 * p->num_threads);
+        const int64_t last = first + some < count ? first + some : count;
         const uint64_t next = static_cast<uint64_t>(generation) << 32 | static_cast<uint64_t>(last);
         if (!p->ticket.compare_exchange_weak(seen, next, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
         fn(context, first, last, thread, p->scratch[thread]);
@@ -203,6 +204,7 @@ void leave() {
 }
 
 void run_alone(int64_t count, int64_t grain, PieceFn fn, void *context) {
+    if (grain == kShrinking) grain = count;
     for (int64_t first = 0; first < count; first += grain)
         fn(context, first, first + grain < count ? first + grain : count, 0, pool->scratch[0]);
 }
@@ -219,7 +221,8 @@ void run_together(Pool *p, int64_t count, int64_t grain, PieceFn fn, void *conte
     p->done.store(0, std::memory_order_relaxed);
     const uint32_t generation = static_cast<uint32_t>(closed + 1);
     p->ticket.store(static_cast<uint64_t>(generation) << 32, std::memory_order_seq_cst);
-    const int64_t others = (count + grain - 1) / grain - 1;  // the first piece is the caller's own
+    // The first piece is the caller's own.
+    const int64_t others = grain != kShrinking ? (count + grain - 1) / grain - 1 : count - 1;
     wake(p, static_cast<int>(others < INT_MAX ? others : INT_MAX));
     work(p, generation, 0);
     for (int64_t spins = 1; p->done.load(std::memory_order_acquire) != count; spins++) {
@@ -236,7 +239,7 @@ void *caller_scratch() { return pool->scratch[0]; }
 
 void parallel_for(int64_t count, int64_t grain, PieceFn fn, void *context) {
     if (count <= 0) return;
-    if (grain < 1) grain = 1;
+    if (grain < 1 && grain != kShrinking) grain = 1;
     enter();
     if (count <= grain || pool->num_threads == 1) run_alone(count, grain, fn, context);
     else run_together(pool, count, grain, fn, context);

@@ -9,6 +9,8 @@
 
 typedef void (*PieceFn)(void *context, int64_t first, int64_t last, int thread, void *scratch);
 
+constexpr int64_t kShrinking = -1;  // a grain: long pieces first, one by one at the end
+
 /* Call fn for 0..count-1 in pieces of at most `grain`, on all threads; returns when all are done. Each thread has
  * kScratchBytes of its own. Pieces must not call parallel_for. count < 2^32. */
 void parallel_for(int64_t count, int64_t grain, PieceFn fn, void *context);
