@@ -33,7 +33,7 @@ def test_every_item_is_visited_once(pool):
     for threads in (1, 2, 3, 7):
         pool.kq_set_threads(threads)
         for count in (0, 1, 2, 15, 16, 17, 1000):
-            for grain in (1, 3, 16, 1000, 5000):
+            for grain in (-1, 1, 3, 16, 1000, 5000):  # -1: kShrinking
                 assert (visits(pool, count, grain) == 1).all(), (threads, count, grain)
 
 
