@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -90,7 +91,8 @@ def write_quantized(
         plain: list[str] = []
         for name, weight in weights:
             if first is None:
-                _refuse(weight, layout)
+                whole = _is_whole(weight)
+                check_layout(layout, 8 if weight.kind == "int8" else 4, None if whole else weight.group_size)
                 first = weight
             del rest[name]
             for stem, part in _split(checkpoint, source, name, weight):
@@ -106,6 +108,15 @@ def write_quantized(
         shards.finish()
         _write_settings(unfinished, checkpoint, _settings(first, layout, plain, notes or {}), source)
         _copy_small_files(checkpoint.folder, unfinished)
+
+
+def scale_dtype(layout: Layout, checkpoint: Checkpoint) -> Literal["float16", "bfloat16"]:
+    """The type that `write_quantized` will keep scales in, where it is no wider than fp16: grids must allow for it."""
+    if layout == "gptq":
+        return "float16"
+    # Readers multiply by the scales in their own type, which must be the model's.
+    source = Weights(checkpoint.folder, checkpoint.config, checkpoint.quantization)
+    return "bfloat16" if source.dtype == torch.bfloat16 else "float16"
 
 
 def _split(
@@ -146,8 +157,9 @@ def _tensors(weight: QuantWeight, first: QuantWeight, layout: Layout, source: We
         yield from to_compressed(weight, source.dtype).items()
 
 
-def _refuse(weight: QuantWeight, layout: Layout) -> None:
-    if layout == "compressed-tensors" and weight.kind == "int8" and not _is_whole(weight):
+def check_layout(layout: Layout, bits: int, group_size: int | None) -> None:
+    """ConfigError for what files of this layout cannot hold; `group_size` None is one scale a row."""
+    if layout == "compressed-tensors" and bits == 8 and group_size is not None:
         raise ConfigError(
             "compressed-tensors with 8 bits has one scale a row, for programs that compute in int8; leave out the "
             "group size, or write gptq."

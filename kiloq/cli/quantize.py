@@ -16,7 +16,7 @@ from kiloq.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
     from kiloq.checkpoint import Checkpoint
-    from kiloq.model import ModelConfig
+    from kiloq.checkpoint.quantized_writer import Layout
     from kiloq.quant.calibrate import LayerReport, QuantizeConfig
     from kiloq.quant.calibration_data import CalibrationData
 
@@ -91,7 +91,7 @@ def quantize(
     refuse_existing(output)
     checkpoint = open_checkpoint(bundled() if model is None else model)
     _refuse_quantized(checkpoint)
-    wanted = _wish(checkpoint.config, grid, solver)
+    wanted = _wish(checkpoint, grid, solver, format_)
     rows, held = _rows(checkpoint, wanted, data, is_bundled=model is None)
     work = output.absolute().parent / f".{output.name}.quantizing"
     try:
@@ -127,24 +127,27 @@ def _refuse_quantized(checkpoint: "Checkpoint") -> None:
         raise CheckpointError(f"{checkpoint.folder} is quantised already; start from the unquantised model.")
 
 
-def _wish(config: "ModelConfig", grid: GridOptions, solver: SolverOptions) -> "QuantizeConfig":
-    """The settings as the quantiser takes them, checked against the model before any work."""
+def _wish(checkpoint: "Checkpoint", grid: GridOptions, solver: SolverOptions, layout: "Layout") -> "QuantizeConfig":
+    """The settings as the quantiser takes them, checked against the model and the files before any work."""
+    from kiloq.checkpoint.quantized_writer import check_layout, scale_dtype
     from kiloq.quant.calibrate import QuantizeConfig, default_group_size, schemes
     from kiloq.quant.gptq import GptqConfig
     from kiloq.quant.grid import checked_bits
 
     bits = checked_bits(grid.bits)
     group_size = grid.group_size
+    check_layout(layout, bits, group_size)
     if group_size is None and bits == 4:
-        group_size = default_group_size(config)
+        group_size = default_group_size(checkpoint.config)
     wanted = QuantizeConfig(
         bits=bits,
         group_size=group_size,
         symmetric=not grid.asymmetric,
+        scale_dtype=scale_dtype(layout, checkpoint),
         method=solver.method,
         gptq=GptqConfig(order=solver.order, correction=solver.correction),
     )
-    found = schemes(config, wanted)
+    found = schemes(checkpoint.config, wanted)
     for name, scheme in found.items():
         if scheme.bits != bits:
             say(f"{name} keeps 8 bits: no group size divides its inputs")

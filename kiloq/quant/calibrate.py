@@ -34,11 +34,15 @@ MATRICES = ("attn.qkv", "attn.out", "mlp.gate_up", "mlp.down")
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeConfig:
-    """How a whole model is quantised; `group_size` None is one scale a row for 8 bits, the largest that fits for 4."""
+    """How a whole model is quantised; `group_size` None is one scale a row for 8 bits, the largest that fits for 4.
+
+    `scale_dtype` is what the files will keep scales in.
+    """
 
     bits: Literal[4, 8] = 4
     group_size: int | None = None
     symmetric: bool = True
+    scale_dtype: Literal["float16", "bfloat16"] = "float16"
     method: Literal["gptq", "rtn"] = "gptq"
     gptq: GptqConfig = field(default_factory=GptqConfig)
 
@@ -65,6 +69,7 @@ def schemes(config: ModelConfig, wanted: QuantizeConfig) -> dict[str, Scheme]:
             bits=scheme.bits,
             group_size=scheme.group_size,
             symmetric=wanted.symmetric or scheme.bits == 8,
+            scale_dtype=wanted.scale_dtype,
         )
         for name, scheme in found.items()
     }

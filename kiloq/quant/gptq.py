@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kiloq.errors import NumericsError
+from kiloq.errors import ConfigError, NumericsError
 from kiloq.ops.layout import QuantWeight
 
 from .grid import Grid, Scheme, as_quant_weight, find_grid, rtn
@@ -33,6 +33,10 @@ class GptqConfig:
     damp: float | None = None
     correction: float = 0.0
     block: int = 128
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.correction <= 1:
+            raise ConfigError(f"correction is {self.correction}; it is a share, from 0 to 1.")
 
 
 class InputMoments:

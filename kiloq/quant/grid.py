@@ -20,13 +20,15 @@ _AT_ONCE = 2**17  # values of a search step: what it needs stays in a core's own
 class Scheme:
     """How the values of one matrix are kept: `group_size` neighbours in a row share a scale, all of a row if None.
 
-    `clip` may give up the largest values of a group for finer steps.
+    `clip` may give up the largest values of a group for finer steps. `scale_dtype` is what the file keeps scales in;
+    they are exact in fp16 too, which the kernels keep.
     """
 
     bits: Literal[4, 8]
     group_size: int | None
     symmetric: bool = True
     clip: bool = True
+    scale_dtype: Literal["float16", "bfloat16"] = "float16"
 
     def __post_init__(self) -> None:
         checked_bits(self.bits)
@@ -168,8 +170,11 @@ def _find(groups: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
 
 def _grid_of(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
     first, last = _codes(scheme)
-    # Files and kernels keep fp16: codes are chosen for the scale that will be there.
-    scales = ((high - low) / (last - first)).to(torch.float16).float().clamp_(min=_SMALLEST_SCALE)
+    # Codes are chosen for the scale that files and kernels will keep.
+    scales = (high - low) / (last - first)
+    if scheme.scale_dtype == "bfloat16":
+        scales = scales.to(torch.bfloat16)
+    scales = scales.to(torch.float16).float().clamp_(min=_SMALLEST_SCALE)
     if not scheme.symmetric:
         return scales, torch.round(-low / scales).clamp_(first, last)
     return scales, torch.full_like(scales, _middle(scheme))

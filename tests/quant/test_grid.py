@@ -13,6 +13,8 @@ SCHEMES = [
     Scheme(bits=4, group_size=32, symmetric=False, clip=False),
     Scheme(bits=8, group_size=None),
     Scheme(bits=8, group_size=128),
+    Scheme(bits=8, group_size=None, scale_dtype="bfloat16"),
+    Scheme(bits=4, group_size=32, scale_dtype="bfloat16"),
 ]
 
 
@@ -49,6 +51,15 @@ def test_scales_are_exact_in_fp16_and_zero_is_a_value(scheme: Scheme) -> None:
     quantized = rtn(weight, scheme)
     assert torch.equal(quantized.scales, quantized.scales.half().float())
     assert (quantized.dequantize()[:, ::7] == 0).all()
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-3, 1e-5])
+def test_scales_are_exact_in_the_type_that_a_file_keeps(size: float) -> None:
+    for bits, group in ((4, 32), (8, None)):
+        scheme = Scheme(bits=bits, group_size=group, scale_dtype="bfloat16")
+        scales = rtn(weights() * size, scheme).scales
+        assert torch.equal(scales, scales.bfloat16().float())
+        assert torch.equal(scales, scales.half().float())
 
 
 def test_known_grids() -> None:
