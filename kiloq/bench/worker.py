@@ -125,8 +125,13 @@ def _load(job: Job) -> "Transformer":
     from kiloq.checkpoint import bundled, load_model, open_checkpoint
 
     checkpoint = open_checkpoint(job.model or bundled())
-    quantization = None if job.precision == "bf16" else job.precision
-    return load_model(checkpoint, dtype="bfloat16", device=job.device, quantization=quantization)
+    if checkpoint.quantization is None:
+        quantization = None if job.precision == "bf16" else job.precision
+        return load_model(checkpoint, dtype="bfloat16", device=job.device, quantization=quantization)
+    own = f"int{checkpoint.quantization.bits}"
+    if job.precision != own:
+        raise ConfigError(f"the checkpoint is quantised to {own}, and --precision is {job.precision}; leave it out.")
+    return load_model(checkpoint, device=job.device)
 
 
 def _serve() -> None:

@@ -36,7 +36,7 @@ def load_model(
     """The model that answers fastest here, in evaluation mode without gradients.
 
     Where the CPU has kernels, 16-bit weights are packed for them and computed with fp32 activations, unless `dtype`
-    says float32 or float16. A quantised checkpoint keeps its codes, unless `dtype` asks for floats. `quantization`
+    says float32 or float16. A quantised checkpoint keeps its codes, unless `dtype` says one of these. `quantization`
     rounds every matrix at load, one after the other: memory peaks at the packed model plus one matrix.
     """
     kind = _quantization(quantization)

@@ -30,7 +30,12 @@ class BenchOptions:
         str | None,
         Parameter(help="Random weights in a model's shape instead: qwen-1.8b, qwen2.5-7b, qwen3-0.6b ..."),
     ] = None
-    precision: Annotated[str, Parameter(help="bf16, int8, int4, or several with commas.")] = "bf16,int8,int4"
+    precision: Annotated[
+        str | None,
+        Parameter(
+            help="bf16, int8, int4, or several with commas. Default: all (kv-cache: int4); a quantised model's own."
+        ),
+    ] = None
     repeats: Annotated[int, Parameter(help="Generations per cell; medians are shown.")] = 3
     threads: Annotated[int | None, Parameter(help="Default: one for each core.")] = None
     device: Annotated[str, Parameter(help="cpu or cuda.")] = "cpu"
@@ -90,7 +95,7 @@ def memory(
 @app.command(name="kv-cache", help_prologue="Example: `kiloq bench kv-cache --shape qwen-1.8b --precision int4`")
 def kv_cache(
     *,
-    options: BenchOptions = BenchOptions(precision="int4"),  # frozen
+    options: BenchOptions = BenchOptions(),  # frozen
     batch: Annotated[str, Parameter(help="Batch sizes; the README's table has 1,4,16,32,64,100.")] = "1,4,16",
     batch_length: Annotated[int, Parameter(help="Tokens of each sequence in that table; the README's has 1024.")] = 256,
     lengths: Annotated[
@@ -105,11 +110,11 @@ def kv_cache(
     shortest = min(batch_length, *longs)
     if not 0 < tokens < shortest:
         raise ConfigError(f"--tokens is {tokens}; it must be at least 1 and less than the shortest length, {shortest}.")
-    if "," in options.precision:
+    if "," in (options.precision or ""):
         raise ConfigError("kv-cache compares two caches of one model; name one --precision.")
     by_batch: Cells = [_part(batch_length, tokens, count, kv) for kv in ("auto", "int8") for count in sizes]
     by_length: Cells = [_part(length, tokens, 1, kv) for kv in ("auto", "int8") for length in longs]
-    results = _measure(options, by_batch + by_length, repeats=1)
+    results = _measure(options, by_batch + by_length, repeats=1, unless_named="int4")
     first, second = results[: len(by_batch)], results[len(by_batch) :]
     _tell(options, kv_cache_tables(first, second), {"by_batch": first, "by_length": second})
     _draw(options, results, {"Peak memory, GB": "peak_bytes", "Decode tok/s": "decode_tok_s"})
@@ -119,7 +124,9 @@ def _part(length: int, tokens: int, batch: int, kv: str) -> dict[str, object]:
     return {"prompt_tokens": length - tokens, "new_tokens": tokens, "batch": batch, "kv": kv}
 
 
-def _measure(options: BenchOptions, cells: Cells, *, repeats: int | None = None) -> Results:
+def _measure(
+    options: BenchOptions, cells: Cells, *, repeats: int | None = None, unless_named: str = "bf16,int8,int4"
+) -> Results:
     """Every cell at every precision, one process for each precision."""
     from kiloq.bench.plot import require_matplotlib
     from kiloq.bench.shapes import shape_config
@@ -134,7 +141,7 @@ def _measure(options: BenchOptions, cells: Cells, *, repeats: int | None = None)
     _counts("--repeats", str(options.repeats))
     if options.threads is not None:
         _counts("--threads", str(options.threads))
-    precisions = _words("--precision", options.precision, PRECISIONS)
+    precisions = _words("--precision", options.precision or _own_precision(options) or unless_named, PRECISIONS)
     results: Results = []
     with progress(len(precisions) * len(cells)) as told:
         for precision in precisions:
@@ -150,6 +157,16 @@ def _measure(options: BenchOptions, cells: Cells, *, repeats: int | None = None)
             )
             results += run_in_child(job, told)
     return results
+
+
+def _own_precision(options: BenchOptions) -> str | None:
+    """That of a quantised checkpoint; None where any can be made."""
+    if options.model is None:
+        return None
+    from kiloq.checkpoint import open_checkpoint
+
+    found = open_checkpoint(options.model).quantization
+    return None if found is None else f"int{found.bits}"
 
 
 def _tell(options: BenchOptions, text: str, record: Mapping[str, object]) -> None:

@@ -45,6 +45,31 @@ def test_the_cache_table_has_both_caches(capsys: pytest.CaptureFixture[str]) -> 
     assert "sl=24" in tables[2]
 
 
+def test_a_quantised_checkpoint_is_measured_as_it_is(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "eight"
+    assert run(["quantize", "-m", str(tiny_model), "--bits", "8", "--method", "rtn", "-o", str(out)]) == 0
+    capsys.readouterr()
+    file = tmp_path / "figures.json"
+    words = ["-m", str(out), "--batch", "1", "--batch-length", "20", "--lengths", "24", "--tokens", "3"]
+    assert run(["bench", "kv-cache", *words, "--json", str(file)]) == 0
+    record = json.loads(file.read_text())
+    assert {one["precision"] for one in record["by_batch"] + record["by_length"]} == {"int8"}
+    capsys.readouterr()
+    assert run(["bench", "speed", "-m", str(out), "--precision", "int4"]) == 1
+    assert "quantised to int8" in capsys.readouterr().err
+
+
+def test_the_cache_is_measured_at_int4_unless_a_precision_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "figures.json"
+    words = ["--batch", "1", "--batch-length", "20", "--lengths", "24", "--tokens", "3", "--json", str(file)]
+    assert run(["bench", "kv-cache", *words]) == 0
+    assert {one["precision"] for one in json.loads(file.read_text())["by_length"]} == {"int4"}
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
