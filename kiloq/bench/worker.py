@@ -125,7 +125,7 @@ def _load(job: Job) -> "Transformer":
     from kiloq.checkpoint import bundled, load_model, open_checkpoint
 
     checkpoint = open_checkpoint(job.model or bundled())
-    if checkpoint.quantization is None:
+    if checkpoint.quantization is None or job.device != "cpu":  # elsewhere, codes become floats
         quantization = None if job.precision == "bf16" else job.precision
         return load_model(checkpoint, dtype="bfloat16", device=job.device, quantization=quantization)
     own = f"int{checkpoint.quantization.bits}"
