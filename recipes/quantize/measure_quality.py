@@ -1,12 +1,12 @@
 """How far rounded models move from their originals: perplexity and KL divergence, one table, through the kernels.
 
-python recipes/quantize/measure_quality.py --out runs/quality --model kiloq/assets/mini/kiloq-mini-chat
-python recipes/quantize/measure_quality.py --out runs/quality --model kiloq/assets/mini/kiloq-mini \\
-    --texts runs/mini/*.??.jsonl
+python recipes/quantize/measure_quality.py --out runs/quality --texts runs/mini/{train,heldout}.{en,zh,ko}.jsonl \\
+    --model kiloq/assets/mini/kiloq-mini-chat --model kiloq/assets/mini/kiloq-mini
 
-Conversations come from the generator of recipes/mini: questions that training never saw, scored on the answers alone,
-as the model was trained. Texts are scored on every token; of `train.*` files some documents calibrate, those of
-`heldout.*` are foretold. Each model that is done is a line of a file in --out; the same command goes on from there.
+A chat model is scored on the answers alone, as it was trained, in conversations of the generator in recipes/mini that
+training never saw. Others are scored on every token of the `heldout.*` texts. Labels end with what was read meanwhile:
+the conversations that kiloq brings along, or more of the model's own kind, fresh conversations or pieces of `train.*`.
+Each result is a line of a file in --out; the same command goes on from there.
 """
 
 import argparse
@@ -40,7 +40,7 @@ ROOT = Path(__file__).parents[2]
 _AT_ONCE = 4096  # tokens
 _WINDOW = 512
 _SEED = 100  # of conversations that calibrate: training had 0, the bundled ones 20
-_ROWS = {"bundled": 256, "large": 1024}
+_ROWS = {"bundled": 256, "more": 1024}
 
 
 @dataclass(frozen=True)
@@ -61,34 +61,51 @@ class Scores:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--model", type=Path, action="append", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--texts", type=Path, nargs="*", default=[])
-    parser.add_argument("--rows", type=int, default=1500, help="Conversations or windows that are scored.")
+    parser.add_argument("--conversations", type=int, default=600)
+    parser.add_argument("--windows", type=int, default=45)
     parser.add_argument("--only", default="", help="Only what has this in its label.")
     args = parser.parse_args()
-    checkpoint = open_checkpoint(args.model)
-    chat = checkpoint.generation.chat_format == "chatml"
-    rows = conversations(checkpoint, args.rows) if chat else texts(checkpoint, args.texts, args.rows)
     args.out.mkdir(parents=True, exist_ok=True)
-    file = args.out / f"{args.model.name}.jsonl"
-    done = [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
+    for folder in args.model:
+        checkpoint = open_checkpoint(folder)
+        if checkpoint.generation.chat_format == "chatml":
+            rows = conversations(checkpoint, args.conversations)
+        else:
+            rows = texts(checkpoint, args.texts, args.windows)
+        measure(checkpoint, rows, args.texts, args.out, args.only)
+    (args.out / "table.md").write_text(table(args.out), "utf-8")
+
+
+def measure(checkpoint: Checkpoint, rows: Sequence[Row], files: Sequence[Path], out: Path, only: str) -> None:
+    """Whatever is not yet in the model's file of results."""
     exact = score(load_dense(checkpoint, dtype="float32"), rows)
-    print(f"{len(rows):,} rows, {len(exact.losses):,} scored tokens, {ops.backend()}", flush=True)
+    name = checkpoint.folder.name
+    print(f"{name}: {len(rows):,} rows, {len(exact.losses):,} scored tokens, {ops.backend()}", flush=True)
+    done = results(out / f"{name}.jsonl")
     for label, wanted in variants():
-        if label in {one["label"] for one in done} or args.only not in label:
+        if label in done or only not in label:
             continue
+        calibration = calibrate_on(checkpoint, label.rpartition(", ")[2], files)
         start = time.process_time()
-        calibration = calibrate_on(checkpoint, label.rpartition(", ")[2], chat, args.texts)
-        model = load(checkpoint, wanted, calibration, args.out)
+        model = load(checkpoint, wanted, calibration, out)
         spent = time.process_time() - start
-        found = compare(model, rows, exact) | {"label": label, "cpu_seconds": round(spent, 1)}
-        found["calibration"] = len(calibration.ids) if calibration else 0
-        with file.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(found) + "\n")
-        done.append(found)
-        print(line(found), flush=True)
-    (args.out / f"{args.model.name}.md").write_text(table(done), "utf-8")
+        found = compare(model, rows, exact) | {
+            "label": label,
+            "cpu_seconds": round(spent, 1),
+            "calibration_tokens": len(calibration.ids) if calibration else 0,
+        }
+        with (out / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(found) + "\n")
+        print(f"{label}: {cells(found)}", flush=True)
+
+
+def results(file: Path) -> dict[str, dict[str, Any]]:
+    """By label, in the order of measuring."""
+    lines = file.read_text("utf-8").splitlines() if file.exists() else []
+    return {one["label"]: one for one in map(json.loads, lines)}
 
 
 def variants() -> Iterator[tuple[str, QuantizeConfig | str]]:
@@ -103,7 +120,7 @@ def variants() -> Iterator[tuple[str, QuantizeConfig | str]]:
             wanted = QuantizeConfig(group_size=size, gptq=GptqConfig(correction=share))
             yield f"g{size} {name}, bundled", wanted
             if size == 128 and share in (0.0, 0.5):
-                yield f"g{size} {name}, large", wanted
+                yield f"g{size} {name}, more", wanted
     yield "int8 GPTQ, bundled", QuantizeConfig(bits=8, gptq=GptqConfig(correction=0.0))
 
 
@@ -143,13 +160,13 @@ def text_windows(checkpoint: Checkpoint, file: Path, documents: int | None) -> l
     return [row for row in rows if len(row) == _WINDOW]
 
 
-def calibrate_on(checkpoint: Checkpoint, name: str, chat: bool, files: Sequence[Path]) -> CalibrationData | None:
+def calibrate_on(checkpoint: Checkpoint, name: str, files: Sequence[Path]) -> CalibrationData | None:
     """The rows that a label's last word names; None for what measures nothing."""
     if name not in _ROWS:
         return None
     if name == "bundled":
         rows, _ = read_rows(own_files()[:1], checkpoint, _WINDOW)
-    elif chat:
+    elif checkpoint.generation.chat_format == "chatml":
         rows = [row.ids for row in conversations(checkpoint, _ROWS[name], heldout=False, seed=_SEED)]
     else:
         train = [file for file in files if file.name.startswith("train.")]
@@ -228,16 +245,21 @@ def mean_and_error(values: Tensor, owner: Tensor) -> tuple[float, float]:
     return float(mean), float(sums.square().sum().sqrt() / len(values))
 
 
-def line(found: Mapping[str, Any]) -> str:
+def cells(found: Mapping[str, Any]) -> str:
     return (
-        f"| {found['label']} | {found['perplexity']:.4f} | {found['change']:+.2f} ± {found['change_error']:.2f} % "
-        f"| {found['kl']:.5f} ± {found['kl_error']:.5f} | {found['cpu_seconds']:.0f} |"
+        f"{found['perplexity']:.4f} | {found['change']:+.2f} ± {found['change_error']:.2f} % "
+        f"| {1000 * found['kl']:.2f} ± {1000 * found['kl_error']:.2f}"
     )
 
 
-def table(done: Sequence[Mapping[str, Any]]) -> str:
-    head = "| weights | perplexity | against the original | KL | CPU s |\n|---|---|---|---|---|\n"
-    return head + "".join(line(one) + "\n" for one in done)
+def table(out: Path) -> str:
+    """All models side by side; KL divergences times 1,000."""
+    models = {file.stem: results(file) for file in sorted(out.glob("*.jsonl"))}
+    labels = [label for label, _ in variants() if all(label in done for done in models.values())]
+    head = "| weights |" + "".join(f" {name}: perplexity | change | 1,000 KL |" for name in models)
+    lines = [head, "|---" * (1 + 3 * len(models)) + "|"]
+    lines += [f"| {label} | " + " | ".join(cells(done[label]) for done in models.values()) + " |" for label in labels]
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

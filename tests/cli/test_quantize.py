@@ -63,6 +63,8 @@ def test_other_kinds_answer_too(
 ) -> None:
     out = tmp_path / "out"
     assert run(["quantize", "-m", str(tiny_model), "--calibration", str(text), "-o", str(out), *flags]) == 0
+    settings = json.loads((out / "quantize_report.json").read_text())["settings"]
+    assert settings["gptq"]["correction"] == (0.0 if "8" in flags else 0.5)
     assert run(["hello", "-m", str(out), "--max-tokens", "4"]) == 0
 
 
