@@ -22,6 +22,7 @@ from torch import Tensor
 from kiloq.ops.cpu import aligned_bytes, packed_bytes
 from kiloq.ops.layout import KINDS, PackedWeight
 from kiloq.ops.structs import VERSION
+from kiloq.quant.grid import ROUNDING
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class PackedFile:
 def packed_file(folder: Path, files: list[Path], what: str) -> PackedFile:
     """The file for the matrices of a checkpoint folder; `files` are its source, `what` how they are rounded."""
     states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
-    key = hashlib.sha256(json.dumps([VERSION, what, states]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([VERSION, ROUNDING, what, states]).encode()).hexdigest()
     place = hashlib.sha256(str(folder.absolute()).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kiloq" / "packed"
     name = f"kiloq-packed-{what}.safetensors"

@@ -11,6 +11,8 @@ from kiloq.ops.layout import GROUP_SIZES, QuantWeight
 
 # The range is searched by squared error in steps of 5 %, down to a quarter. GPTQ's own code takes steps of 1 % and the
 # exponent 2.4: ten times the time, and in groups of 128 no nearer to the weights (decision 0015).
+ROUNDING = 2  # changes whenever the same weights round to other codes: kept files of older ones are not read
+
 _SHRINK_STEPS, _SHRINK_GRID = 16, 20
 _SMALLEST_SCALE = 2.0**-24  # of fp16
 _AT_ONCE = 2**17  # values of a search step: what it needs stays in a core's own cache
