@@ -2,6 +2,8 @@
 
 import ctypes
 import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -43,6 +45,30 @@ def test_many_short_jobs_in_a_row_lose_nothing(pool):
     for _ in range(5000):
         pool.kq_visit(5, 1, found.ctypes.data)
     assert (found == 5000).all()
+
+
+# A process of its own: where a worker takes a piece of a job that is still being written, too much is counted as done,
+# and the caller waits for ever. Nothing but calls stands between two jobs, for gaps hide it.
+CHANGING = """
+import ctypes, sys
+library = ctypes.CDLL(sys.argv[1])
+visit = library.kq_visit
+visit.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
+counts = (2, 3, 5, 200)
+for threads in (4, 8):
+    library.kq_set_threads(threads)
+    visits = [(ctypes.c_int32 * count)() for count in counts]
+    jobs = [(len(found), 1, ctypes.addressof(found)) for found in visits]
+    for done in range(1, 40_001):
+        for job in jobs:
+            visit(*job)
+        if done % 100 == 0:
+            assert all(set(found) == {done} for found in visits), (threads, done)
+"""
+
+
+def test_jobs_of_changing_length_back_to_back_lose_and_repeat_nothing(pool):
+    subprocess.run([sys.executable, "-c", CHANGING, str(cpu.LIBRARY)], check=True, timeout=120)
 
 
 def test_callers_of_several_threads_take_turns(pool):
