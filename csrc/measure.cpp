@@ -1,4 +1,5 @@
-/* What the machine can do, measured beside the kernels that are judged by it. */
+/* What the machine can do: `kiloq bench` shows it beside the speed of models. It is in the library, and not in a
+ * program of its own, so that it reads with the threads and the pool that the kernels are judged with. */
 #include <atomic>
 
 #include "kernels.h"
