@@ -10,7 +10,6 @@ import shlex
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -49,30 +48,32 @@ class BuildKernels(build_ext):
         return str(Path(*fullname.split("."))) + ".so"
 
     def build_extension(self, ext: Extension) -> None:
-        def compile_one(source: str) -> list[str]:
-            flags = [*COMMON, *self.known(tuple(FLAGS.get(Path(source).name, ()))), *MORE]
-            return self.compiler.compile(
-                [source], output_dir=self.build_temp, extra_postargs=flags, depends=ext.depends
-            )
-
+        if not self.knows(("-std=c++17",)):
+            raise CompileError("there is no C++17 compiler: kiloq will compute in PyTorch, several times slower")
         with ThreadPoolExecutor() as pool:
-            made = [name for names in pool.map(compile_one, ext.sources) for name in names]
+            made = list(pool.map(lambda source: self.compile_one(source, ext.depends), ext.sources))
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         self.compiler.link_shared_object(made, str(target), extra_postargs=["-pthread", *MORE], target_lang="c++")
 
-    @cache  # noqa: B019
-    def known(self, flags: tuple[str, ...]) -> tuple[str, ...]:
-        """The flags, or none of them if the compiler is too old for one: that file then compiles to nothing."""
+    def compile_one(self, source: str, depends: list[str]) -> str:
+        """The object of one file. Where the compiler is too old for its instruction set, the file gives no kernels."""
+        known = FLAGS.get(Path(source).name, [])
+        if not self.knows(tuple(known)):
+            print(f"kiloq: this compiler does not know {' '.join(known)}; doing without", file=sys.stderr)
+            known = []
+        flags = [*COMMON, *known, *MORE]
+        return self.compiler.compile([source], output_dir=self.build_temp, extra_postargs=flags, depends=depends)[0]
+
+    def knows(self, flags: tuple[str, ...]) -> bool:
         with tempfile.TemporaryDirectory() as folder:
             empty = Path(folder, "empty.cpp")
             empty.write_text("")
             try:
                 self.compiler.compile([str(empty)], output_dir=folder, extra_postargs=list(flags))
             except CompileError:
-                print(f"kiloq: this compiler does not know {' '.join(flags)}; doing without", file=sys.stderr)
-                return ()
-        return flags
+                return False
+        return True
 
 
 def kernels() -> list[Extension]:

@@ -32,8 +32,9 @@ bool os_saves(unsigned long long bits) {
 }
 
 bool has_avx2() {
-    const bool fma = cpu(1, 0).c & (1u << 12), f16c = cpu(1, 0).c & (1u << 29);
-    return fma && f16c && (cpu(7, 0).b & (1u << 5)) && os_saves(0x6);
+    const unsigned fma = 1u << 12, f16c = 1u << 29, avx2 = 1u << 5, bmi2 = 1u << 8;  // what setup.py lets gcc use
+    const unsigned c = cpu(1, 0).c, b = cpu(7, 0).b;
+    return (c & fma) && (c & f16c) && (b & avx2) && (b & bmi2) && os_saves(0x6);
 }
 
 bool has_avx512() {
