@@ -4,6 +4,7 @@ Nothing happens at import: the library is loaded, KILOQ_BACKEND read and threads
 """
 
 import ctypes
+import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ LIBRARY = Path(__file__).with_name("_native.so")
 NATIVE = ("amx", "avx512", "avxvnni", "avx2")  # best first
 REFERENCE = "reference"  # PyTorch, everywhere
 ALIGNMENT = 64  # bytes; the kernels load whole cache lines
+_LARGE_PAGE = 2 * 2**20  # bytes, on x86-64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,8 +193,15 @@ def packed_bytes(kind: WeightKind, rows: int, columns: int, group_size: int, *, 
 
 def aligned_bytes(size: int) -> Tensor:
     """Fresh memory that starts where the kernels want it, uint8 [size]."""
-    data = torch.empty(size + ALIGNMENT, dtype=torch.uint8)
-    return data[-data.data_ptr() % ALIGNMENT :][:size]
+    alignment = _LARGE_PAGE if size >= 2 * _LARGE_PAGE else ALIGNMENT
+    data = torch.empty(size + alignment, dtype=torch.uint8)
+    data = data[-data.data_ptr() % alignment :][:size]
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)  # Linux only
+    if alignment == _LARGE_PAGE and advice is not None:
+        # Prefetching stops at a page's end: steps of the 1.8B shape took 0 to 5 % less time (41.2 -> 39.0, 39.9 -> 39.9 ms).
+        whole = ctypes.c_size_t(size // _LARGE_PAGE * _LARGE_PAGE)
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(data.data_ptr()), whole, advice)  # where refused, nothing is lost
+    return data
 
 
 def _load() -> tuple[ctypes.CDLL | None, str]:
