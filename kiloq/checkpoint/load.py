@@ -50,6 +50,8 @@ def load_model(
             raise ConfigError(
                 f"quantization is {kind!r}, but the checkpoint is quantised already; leave it out to use it as it is."
             )
+        if dtype not in ("auto", "bfloat16", torch.bfloat16):
+            raise ConfigError(f"quantization is {kind!r} and dtype {dtype}; codes compute in one way. Leave dtype out.")
     sixteen_bit = target == torch.bfloat16 or (dtype == "auto" and target == torch.float16)
     in_few_bits = kind is not None or (weights.is_quantized and dtype == "auto")
     if on_cpu and (in_few_bits or (sixteen_bit and ops.backend() != "reference")):

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from kiloq.checkpoint.files import read_quantization
 from kiloq.cli.known_models import known_config
 from kiloq.cli.options import Json
 from kiloq.errors import CheckpointError, ConfigError
@@ -41,6 +42,10 @@ def info(
         print(json.dumps(row, ensure_ascii=False, indent=1))
     else:
         print(as_text(model, config, context))
+        folder = Path(model).expanduser()
+        if folder.is_dir() and (stored := read_quantization(folder)) is not None:
+            groups = "a scale a row" if stored.group_size is None else f"groups of {stored.group_size}"
+            print(f"stored as     int{stored.bits}, {groups} ({stored.format})")
 
 
 def config_of(model: str) -> ModelConfig:

@@ -68,3 +68,5 @@ def test_an_unknown_quantization_is_an_error(write: Write) -> None:
         load_model(checkpoint, quantization="int3")
     with pytest.raises(ConfigError, match="works on the CPU"):
         load_model(checkpoint, quantization="int4", device="cuda")
+    with pytest.raises(ConfigError, match="quantization is 'int4' and dtype float32"):
+        load_model(checkpoint, quantization="int4", dtype="float32")

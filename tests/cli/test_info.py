@@ -53,3 +53,12 @@ def test_a_damaged_config_names_the_file(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "config.json").write_text("{")
     assert run(["info", str(tmp_path)]) == 1
     assert str(tmp_path / "config.json") in capsys.readouterr().err
+
+
+def test_a_quantised_folder_says_how_it_is_stored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = known_config("Qwen-7B")
+    assert config is not None
+    stored = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": stored}))
+    assert run(["info", str(tmp_path)]) == 0
+    assert "stored as     int4, groups of 128 (gptq)" in capsys.readouterr().out
