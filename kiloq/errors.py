@@ -9,6 +9,14 @@ class RequestError(KiloqError):
     """A prompt, message or sampling parameter that cannot be served."""
 
 
+class ContextLengthError(RequestError):
+    """A prompt, or prompt and answer together, longer than what can be served; `limit` is in tokens."""
+
+    def __init__(self, message: str, *, limit: int) -> None:
+        super().__init__(message)
+        self.limit = limit
+
+
 class CheckpointError(KiloqError):
     """A model folder or id that cannot be read: missing, damaged, unknown or contradictory files."""
 

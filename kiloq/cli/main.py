@@ -21,6 +21,11 @@ COMMANDS = {
         "Answer a file of prompts: JSON lines in, JSON lines out.",
         "kiloq generate prompts.jsonl -o answers.jsonl",
     ),
+    "serve": (
+        "kiloq.cli.serve:serve",
+        "Serve a model to OpenAI and DashScope clients, and a web page.",
+        "kiloq serve -m Qwen/Qwen3-0.6B --quantize int8",
+    ),
     "info": ("kiloq.cli.info:info", "Parameters, bytes per token and memory of a model.", "kiloq info Qwen/Qwen-7B"),
     "doctor": ("kiloq.cli.doctor:doctor", "What this machine can do, and what stands in its way.", "kiloq doctor"),
     "download": (

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kiloq.errors import RequestError
+from kiloq.errors import ContextLengthError, RequestError
 
 from .params import SamplingParams
 
@@ -32,7 +32,8 @@ class Limits:
                 if limit == self.asked_context
                 else f"raise kv_memory, which holds {limit:,} of the {self.asked_context:,} tokens of max_context"
             )
-            raise RequestError(
-                f"the prompt has {length:,} tokens and {adds}, but the limit is {limit:,}. Shorten it, or {remedy}."
+            raise ContextLengthError(
+                f"the prompt has {length:,} tokens and {adds}, but the limit is {limit:,}. Shorten it, or {remedy}.",
+                limit=limit,
             )
         return asked if params.max_tokens else limit

@@ -5,7 +5,7 @@ import difflib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from kiloq.errors import RequestError
 
@@ -21,6 +21,16 @@ _RANGES: dict[str, tuple[float, float | None]] = {
     "presence_penalty": (-2, 2),
     "frequency_penalty": (-2, 2),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What an answer must look like. `source` is a JSON schema, a regular expression, a JSON list of texts to choose
+    from, or a grammar in llguidance's dialect of Lark; empty for "json_object".
+    """
+
+    kind: Literal["json_schema", "json_object", "regex", "choice", "lark"]
+    source: str = ""
 
 
 class SamplingDefaults(Protocol):
@@ -62,6 +72,7 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     skip_special: bool = True
+    constraint: Constraint | None = None
     speculation: str = "auto"  # the engine's choice; it changes the speed, never the tokens' distribution
 
     def __post_init__(self) -> None:
