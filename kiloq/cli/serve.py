@@ -21,5 +21,5 @@ def serve(
 
     llm = model.load(max_batch=32)
     name = Path(model.model).name if model.model else "kiloq-mini-chat"
-    say(f"serving {name} on http://{host}:{port}")
-    serve(llm, ServeConfig(host=host, port=port, names=(name,)))
+    config = ServeConfig(host=host, port=port, names=(name,))
+    serve(llm, config, ready=lambda url: say(f"serving {name} on {url}"))
