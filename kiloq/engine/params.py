@@ -22,6 +22,8 @@ _RANGES: dict[str, tuple[float, float | None]] = {
     "frequency_penalty": (-2, 2),
 }
 
+ConstraintKind = Literal["json_schema", "json_object", "regex", "choice", "lark"]
+
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
@@ -29,7 +31,7 @@ class Constraint:
     from, or a grammar in llguidance's dialect of Lark; empty for "json_object".
     """
 
-    kind: Literal["json_schema", "json_object", "regex", "choice", "lark"]
+    kind: ConstraintKind
     source: str = ""
 
 
