@@ -55,19 +55,21 @@ class AnswerDelta:
 class Dialogue:
     """The answers to one ChatTask as they are made, in lists of deltas. `close` ends them."""
 
-    def __init__(self, service: Service, task: ChatTask, stream: AnswerStream) -> None:
-        self.prompt_tokens = 0
+    def __init__(self, service: Service, task: ChatTask, stream: AnswerStream, prompt_tokens: int) -> None:
+        self.prompt_tokens = prompt_tokens
         self._stream = stream
         fmt, tools = service.llm.format, bool(task.tools)
         self._parsers = [ReplyParser(fmt, tools=tools, thinking=task.thinking) for _ in range(task.params.n)]
         self._has_calls = [False] * task.params.n
+        self.completion_tokens = [0] * task.params.n  # drawn so far, stop tokens included
 
     @classmethod
     async def open(cls, service: Service, task: ChatTask) -> "Dialogue":
         """Admitted, or refused with RequestError or BusyError, before anything is answered."""
         prompt_ids, params = service.llm.prompt_of(task.messages, task.params, tools=task.tools, thinking=task.thinking)
         params = replace(params, constraint=params.constraint or task.content)
-        return cls(service, task, await service.engine.open(prompt_ids, params, adapter=task.adapter))
+        stream = await service.engine.open(prompt_ids, params, adapter=task.adapter)
+        return cls(service, task, stream, len(prompt_ids))
 
     def close(self) -> None:
         self._stream.close()
@@ -78,6 +80,7 @@ class Dialogue:
 
     def _deltas(self, event: Event) -> list[AnswerDelta]:
         parser = self._parsers[event.index]
+        self.completion_tokens[event.index] += len(event.token_ids) + (event.stop_id is not None)
         deltas = parser.push(event.text) + (parser.finish() if event.finish_reason else [])
         parts = [AnswerDelta(event.index, delta) for delta in deltas]
         self._has_calls[event.index] |= any(delta.call is not None for delta in deltas)
