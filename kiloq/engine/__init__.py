@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 from .params import SamplingParams
 
 if TYPE_CHECKING:
-    from .engine import Engine, EngineConfig
+    from .engine import Engine
     from .events import Event, Usage
+    from .limits import EngineConfig
     from .llm import LLM
     from .results import Choice, Piece, Result
 
@@ -16,7 +17,7 @@ _HOME = {
     "LLM": "llm",
     "Choice": "results",
     "Engine": "engine",
-    "EngineConfig": "engine",
+    "EngineConfig": "limits",
     "Event": "events",
     "Piece": "results",
     "Result": "results",

@@ -6,7 +6,6 @@ depends on its own tokens, parameters and seed.
 
 from collections.abc import Callable, Collection
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from kiloq.tokenizer import Tokenizer
 
 from .batch import Draw, build_batch
 from .events import EngineStats, Event, FinishReason, Usage
-from .limits import Limits
+from .limits import EngineConfig, Limits
 from .params import SamplingParams
 from .runner import Runner
 from .sampler import BadLogitsError, RowSampler, Sampled, derived_seed, sample_batch
@@ -28,18 +27,6 @@ from .stops import NoText, TextStream
 
 LogitsObserver = Callable[[str, int, int, Tensor], None]
 """(request id, index, number of tokens seen, logits [V]): called for every row before its token is drawn."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineConfig:
-    """Limits of one engine. None lets it choose: the model's own length, and what the device digests well."""
-
-    max_context: int | None = None  # tokens of one sequence, prompt and answer together
-    max_batch: int | None = None  # sequences that run at once
-    step_tokens: int | None = None  # tokens that go through the model in one step
-    kv_dtype: str = "auto"
-    kv_memory: int | None = None  # bytes
-    seed: int = 0
 
 
 class Engine:

@@ -1,4 +1,4 @@
-"""What an engine can serve: checked when a request comes. Knows numbers of tokens, not blocks."""
+"""What an engine can serve, and what is checked when a request comes. Knows numbers of tokens, not blocks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,6 +6,18 @@ from dataclasses import dataclass
 from kiloq.errors import ContextLengthError, RequestError
 
 from .params import SamplingParams
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Limits of one engine. None lets it choose: the model's own length, and what the device digests well."""
+
+    max_context: int | None = None  # tokens of one sequence, prompt and answer together
+    max_batch: int | None = None  # sequences that run at once
+    step_tokens: int | None = None  # tokens that go through the model in one step
+    kv_dtype: str = "auto"
+    kv_memory: int | None = None  # bytes
+    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,9 +33,6 @@ class Limits:
         length, limit = len(prompt_ids), self.max_context
         if length == 0:
             raise RequestError("the prompt is empty; give at least one token.")
-        wrong = next((token_id for token_id in prompt_ids if not 0 <= token_id < self.vocab_size), None)
-        if wrong is not None:
-            raise RequestError(f"the prompt holds token {wrong}; the model knows 0 to {self.vocab_size - 1:,}.")
         asked = length + (params.max_tokens or 1)
         if asked > limit:
             adds = f"max_tokens adds {params.max_tokens:,}" if params.max_tokens else "an answer needs at least 1"
@@ -36,4 +45,7 @@ class Limits:
                 f"the prompt has {length:,} tokens and {adds}, but the limit is {limit:,}. Shorten it, or {remedy}.",
                 limit=limit,
             )
+        wrong = next((token_id for token_id in prompt_ids if not 0 <= token_id < self.vocab_size), None)
+        if wrong is not None:
+            raise RequestError(f"the prompt holds token {wrong}; the model knows 0 to {self.vocab_size - 1:,}.")
         return asked if params.max_tokens else limit

@@ -14,8 +14,9 @@ from kiloq.checkpoint import bundled, load_model, open_checkpoint
 from kiloq.errors import KiloqError, RequestError
 from kiloq.quant.linear import is_packed
 
-from .engine import Engine, EngineConfig
+from .engine import Engine
 from .events import Event
+from .limits import EngineConfig
 from .params import SamplingParams
 from .results import Answers, Piece, Result, joined
 
@@ -198,7 +199,8 @@ class LLM:
         results: list[Result | None] = [None] * len(prompts)
         for number, outcome in self.as_completed(prompts):
             if isinstance(outcome, KiloqError):
-                raise type(outcome)(f"prompts[{number}]: {outcome}") if len(prompts) > 1 else outcome
+                outcome.args = (f"prompts[{number}]: {outcome}",) if len(prompts) > 1 else outcome.args
+                raise outcome
             results[number] = outcome
         return [result for result in results if result is not None]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kiloq.checkpoint import GenerationDefaults, save_checkpoint
-from kiloq.engine.engine import Engine, EngineConfig
+from kiloq.engine import Engine, EngineConfig
 from kiloq.engine.events import Event
 from kiloq.model import ModelConfig, RopeConfig, Transformer
 from kiloq.tokenizer import Tokenizer

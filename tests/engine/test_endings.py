@@ -7,7 +7,7 @@ from types import FrameType
 import pytest
 import torch
 
-from kiloq.engine.engine import Engine, EngineConfig
+from kiloq.engine import Engine, EngineConfig
 from kiloq.engine.events import Event
 from kiloq.engine.params import SamplingParams
 from kiloq.errors import NumericsError, RequestError

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from kiloq.engine.engine import Engine, EngineConfig
+from kiloq.engine import Engine, EngineConfig
 from kiloq.engine.params import SamplingParams
 from kiloq.errors import RequestError
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kiloq.cache import KVCache, PagedAttend, Span
 from kiloq.checkpoint import load_model, open_checkpoint, save_checkpoint
-from kiloq.engine.engine import Engine, EngineConfig
+from kiloq.engine import Engine, EngineConfig
 from kiloq.engine.params import SamplingParams
 from kiloq.model import ModelConfig, Transformer, ntk_alpha
 

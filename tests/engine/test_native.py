@@ -8,8 +8,7 @@ import torch
 from kiloq import ops
 from kiloq.checkpoint import bundled, load_model, open_checkpoint
 from kiloq.checkpoint.load import round_rows
-from kiloq.engine import SamplingParams
-from kiloq.engine.engine import Engine, EngineConfig
+from kiloq.engine import Engine, EngineConfig, SamplingParams
 from kiloq.model import Transformer
 from kiloq.ops import cpu
 from kiloq.quant.linear import QuantEmbedding, QuantLinear

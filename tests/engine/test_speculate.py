@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kiloq.engine.engine import Engine, EngineConfig
+from kiloq.engine import Engine, EngineConfig
 from kiloq.engine.lookup import Guesser, PromptLookup
 from kiloq.engine.params import SamplingParams
 from kiloq.errors import ConfigError, RequestError
