@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .adapter import read_adapter
     from .convert import convert_checkpoint
     from .generation import GenerationDefaults
     from .hub import bundled, download, resolve
@@ -21,6 +22,7 @@ _HOME = {
     "load_dense": "load",
     "load_model": "load",
     "open_checkpoint": "reader",
+    "read_adapter": "adapter",
     "resolve": "hub",
     "save_checkpoint": "writer",
 }
@@ -34,6 +36,7 @@ __all__ = [
     "load_dense",
     "load_model",
     "open_checkpoint",
+    "read_adapter",
     "resolve",
     "save_checkpoint",
 ]

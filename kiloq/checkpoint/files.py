@@ -70,7 +70,7 @@ def find_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of a checkpoint by name, from the shards' own headers; no values are read."""
     found: dict[str, StoredTensor] = {}
     for file in weight_files(folder):
-        for tensor in _list_safetensors(file) if file.suffix == ".safetensors" else _list_bin(file):
+        for tensor in list_safetensors(file) if file.suffix == ".safetensors" else _list_bin(file):
             if tensor.name in found:
                 raise CheckpointError(
                     f"tensor {tensor.name} is in both {found[tensor.name].file} and {file.name}; "
@@ -148,7 +148,8 @@ _DTYPES = {
 }
 
 
-def _list_safetensors(path: Path) -> Iterable[StoredTensor]:
+def list_safetensors(path: Path) -> Iterable[StoredTensor]:
+    """The tensors of one file, from its header; no values are read."""
     with _open_safetensors(path) as file:
         for name in file.keys():  # noqa: SIM118  # not a dict: the handle itself cannot be iterated
             view = file.get_slice(name)

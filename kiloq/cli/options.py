@@ -1,6 +1,8 @@
 """Options that several commands share, so that one letter means one thing everywhere. Knows no model."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import CycloptsError, Parameter
@@ -41,8 +43,8 @@ class ModelOptions:
         str | None, Parameter(help="A smaller model of the same vocabulary, whose guesses make answers faster.")
     ] = None
 
-    def load(self, *, max_batch: int | None = None) -> "LLM":
-        """Load the model; this is where torch is imported."""
+    def load(self, *, max_batch: int | None = None, adapters: Mapping[str, Path] | None = None, seed: int = 0) -> "LLM":
+        """Load the model; this is where torch is imported. `adapters` are LoRA folders by name."""
         from kiloq.engine import LLM
 
         return LLM(
@@ -54,6 +56,8 @@ class ModelOptions:
             max_context=self.max_context,
             max_batch=max_batch,
             draft=self.draft,
+            adapters=adapters,
+            seed=seed,
         )
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kiloq.cache import Span
+from kiloq.model.lora import AdapterRun
 
 from .scheduler import Work
 from .sequence import Sequence
@@ -39,6 +40,7 @@ class Part:
     blocks: Items[int]
     alpha: float
     num_logits: int
+    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +53,13 @@ class Batch:
     spans: list[Span]
     logit_rows: Tensor | None  # [N]; None if those are all rows in order
     draws: list[Draw]  # the first of each sequence
+    adapters: list[AdapterRun]  # rows that use one, in order
 
 
 def build_batch(works: Items[Work], device: torch.device) -> Batch:
-    """Single tokens first and by length, so that attention can take rows of like length together."""
-    works = sorted(works, key=lambda work: (work.num_rows > 1, work.stop))
+    """Single tokens first and by length, so that attention can take rows of like length together; each adapter's rows
+    are neighbours."""
+    works = sorted(works, key=lambda work: (work.sequence.request.adapter, work.num_rows > 1, work.stop))
     parts: list[Part] = []
     draws: list[Draw] = []
     row = 0
@@ -63,7 +67,7 @@ def build_batch(works: Items[Work], device: torch.device) -> Batch:
         sequence = work.sequence
         ids = [*sequence.ids[work.start : work.stop], *work.guesses]
         num_logits = 1 + len(work.guesses) if work.is_last else 0
-        parts.append(Part(ids, work.start, sequence.table, sequence.alpha, num_logits))
+        parts.append(Part(ids, work.start, sequence.table, sequence.alpha, num_logits, sequence.request.adapter))
         if num_logits:
             draws.append(Draw(sequence, row, work.guesses))
             row += num_logits
@@ -76,7 +80,11 @@ def flat_batch(parts: Items[Part], device: torch.device, draws: list[Draw]) -> B
     positions: list[int] = []
     alphas: list[float] = []
     rows: list[int] = []
+    adapters: list[AdapterRun] = []
     for part in parts:
+        if part.adapter:
+            start = adapters.pop().start if adapters and adapters[-1].adapter == part.adapter else len(ids)
+            adapters.append(AdapterRun(part.adapter, start, len(ids) + len(part.ids)))
         ids += part.ids
         positions += range(part.start, part.start + len(part.ids))
         alphas += [part.alpha] * len(part.ids)
@@ -89,4 +97,5 @@ def flat_batch(parts: Items[Part], device: torch.device, draws: list[Draw]) -> B
         [Span(part.blocks, part.start, part.start + len(part.ids), part.alpha) for part in parts],
         None if len(rows) == len(ids) else torch.tensor(rows, dtype=torch.int64, device=device),
         draws,
+        adapters,
     )

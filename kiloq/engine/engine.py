@@ -4,7 +4,7 @@ One thread at a time. A step never waits for a request, and a request never sees
 depends on its own tokens, parameters and seed.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from collections.abc import Sequence as Items
 
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from kiloq.cache import BLOCK_SIZE, BlockManager, KVCache, cache_dtype, pool_blocks
 from kiloq.errors import NumericsError, RequestError
 from kiloq.model import Transformer, ntk_alpha
+from kiloq.model.lora import Adapter
 from kiloq.tokenizer import Tokenizer
 
 from .batch import Draw, build_batch
@@ -44,6 +45,7 @@ class Engine:
         tokenizer: Tokenizer | None = None,
         stop_ids: Collection[int] = (),
         draft: Transformer | None = None,
+        adapters: Mapping[str, Adapter] | None = None,
         logits_observer: LogitsObserver | None = None,
     ) -> None:
         config = config or EngineConfig()
@@ -64,7 +66,8 @@ class Engine:
         self._seed = config.seed
         self._device = weight.device
         self._blocks = BlockManager(blocks)
-        self._runner = Runner(model, KVCache.for_model(model, blocks, kv_dtype))
+        self._adapters = frozenset(adapters or ())
+        self._runner = Runner(model, KVCache.for_model(model, blocks, kv_dtype), adapters)
         self._speculation = Speculation(
             model.config,
             draft,
@@ -107,8 +110,13 @@ class Engine:
             guessed_right=self._speculation.num_right,
         )
 
-    def add(self, prompt_ids: Items[int], params: SamplingParams, *, request_id: str | None = None) -> str:
+    def add(
+        self, prompt_ids: Items[int], params: SamplingParams, *, request_id: str | None = None, adapter: str = ""
+    ) -> str:
         """Queue a request, or refuse it with a RequestError; its events bear the id returned."""
+        if adapter and adapter not in self._adapters:
+            known = ", ".join(sorted(self._adapters)) or "none"
+            raise RequestError(f"adapter is {adapter!r}; the engine has {known}.")
         number = self._num_added
         request_id = f"request-{number}" if request_id is None else request_id
         if request_id in self._requests:
@@ -119,6 +127,7 @@ class Engine:
             params=params,
             stop_ids=frozenset(params.stop_ids) | (frozenset() if params.ignore_eos else self._stop_ids),
             max_length=self._limits.length_of(prompt_ids, params),
+            adapter=adapter,
         )
         request.sequences += [self._new_sequence(request, number, index) for index in range(params.n)]
         for sequence in request.sequences:

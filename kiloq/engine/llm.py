@@ -10,7 +10,7 @@ from typing import NamedTuple, overload
 import torch
 
 from kiloq.chat import ChatFormat, Message, Tool, chat_format_for, parse_messages, parse_tools, render, trim_history
-from kiloq.checkpoint import bundled, load_model, open_checkpoint
+from kiloq.checkpoint import bundled, load_model, open_checkpoint, read_adapter
 from kiloq.errors import KiloqError, RequestError
 from kiloq.quant.linear import is_packed
 
@@ -28,7 +28,8 @@ Prompt = tuple[Sequence[int], SamplingParams]
 class LLM:
     """A checkpoint, its tokenizer and formats, and an engine. Without a name, the bundled model.
 
-    `draft` names a smaller model of the same vocabulary, which guesses what this one will say.
+    `draft` names a smaller model of the same vocabulary, which guesses what this one will say. `adapters` are folders
+    of LoRA adapters in PEFT's format by the names that requests use; all share the model.
 
     One thread at a time; several streams may be read in turns.
     """
@@ -46,6 +47,7 @@ class LLM:
         max_batch: int | None = None,
         seed: int = 0,
         draft: str | Path | None = None,
+        adapters: Mapping[str, str | Path] | None = None,
     ) -> None:
         checkpoint = open_checkpoint(bundled() if model is None else model)
         if device == "auto":
@@ -61,6 +63,7 @@ class LLM:
         self._place = _Place(dtype, torch.device(device))
         self.model = self._load(dtype=dtype, device=device)
         self._draft = None if draft is None else load_model(open_checkpoint(draft), dtype=dtype, device=device)
+        self._adapters = {name: read_adapter(folder, self.config) for name, folder in (adapters or {}).items()}
         self.engine = self._new_engine()
         self._readers: dict[str, Callable[[Event], None]] = {}  # who waits for which request
 
@@ -75,18 +78,29 @@ class LLM:
         return torch.bfloat16 if is_packed(self.model) else next(self.model.parameters()).dtype
 
     def generate(
-        self, prompts: str | Sequence[str] | Sequence[Sequence[int]], params: SamplingParams | None = None
+        self,
+        prompts: str | Sequence[str] | Sequence[Sequence[int]],
+        params: SamplingParams | None = None,
+        *,
+        adapter: str = "",
     ) -> list[Result]:
         """Continue each prompt, text or ids, as it stands; results in the order of the prompts."""
         listed: Sequence[object] = [prompts] if isinstance(prompts, str) else prompts
         params = params or SamplingParams.for_model(self.generation)
-        return self._all([(self._prompt_ids(prompt, i), params) for i, prompt in enumerate(listed)])
+        return self._all([(self._prompt_ids(prompt, i), params) for i, prompt in enumerate(listed)], adapter)
 
     @overload
-    def chat(self, messages: Conversation, params: SamplingParams | None = ..., *, tools: Tools = ...) -> Result: ...
+    def chat(
+        self, messages: Conversation, params: SamplingParams | None = ..., *, tools: Tools = ..., adapter: str = ...
+    ) -> Result: ...
     @overload
     def chat(
-        self, messages: Sequence[Conversation], params: SamplingParams | None = ..., *, tools: Tools = ...
+        self,
+        messages: Sequence[Conversation],
+        params: SamplingParams | None = ...,
+        *,
+        tools: Tools = ...,
+        adapter: str = ...,
     ) -> list[Result]: ...
     def chat(
         self,
@@ -94,22 +108,28 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         tools: Tools = (),
+        adapter: str = "",
     ) -> Result | list[Result]:
         """Answer one conversation, or each of several. The text is all that the model wrote, thoughts and calls too."""
         several = bool(messages) and all(isinstance(one, Sequence) and not isinstance(one, str) for one in messages)
         conversations: Sequence[object] = messages if several else [messages]
-        results = self._all([self.prompt_of(one, params, tools=tools) for one in conversations])
+        results = self._all([self.prompt_of(one, params, tools=tools) for one in conversations], adapter)
         return results if several else results[0]
 
     def stream(
-        self, messages: Conversation | str | Sequence[int], params: SamplingParams | None = None, *, tools: Tools = ()
+        self,
+        messages: Conversation | str | Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        tools: Tools = (),
+        adapter: str = "",
     ) -> Generator[Piece]:
         """The answer to a conversation, or the continuation of a text or ids, as it is made. Closing it ends it."""
         if isinstance(messages, str) or (messages and isinstance(messages[0], int)):
             params = params or SamplingParams.for_model(self.generation)
-            pieces = self._pieces(self._prompt_ids(messages, 0), params)
+            pieces = self._pieces(self._prompt_ids(messages, 0), params, adapter)
         else:
-            pieces = self._pieces(*self.prompt_of(messages, params, tools=tools))
+            pieces = self._pieces(*self.prompt_of(messages, params, tools=tools), adapter)
         next(pieces)  # queue it now: a mistake shows here, and closing what has not begun would free nothing
         return pieces
 
@@ -155,7 +175,7 @@ class LLM:
         finally:
             self.engine = self._new_engine()
 
-    def as_completed(self, prompts: Iterable[Prompt]) -> Iterator[tuple[int, Result | KiloqError]]:
+    def as_completed(self, prompts: Iterable[Prompt], adapter: str = "") -> Iterator[tuple[int, Result | KiloqError]]:
         """Answer many prompts; each one's number and its result, or why it has none, in the order they finish."""
         coming = enumerate(prompts)
         running: dict[str, Answers] = {}
@@ -166,7 +186,7 @@ class LLM:
                     number, (prompt_ids, params) = one
                     answers = Answers(number, tuple(prompt_ids), params)
                     try:
-                        running[self._open(answers.prompt_ids, params, answers.add)] = answers
+                        running[self._open(answers.prompt_ids, params, answers.add, adapter)] = answers
                     except RequestError as error:
                         yield number, error
                 if not running:
@@ -184,7 +204,14 @@ class LLM:
 
     def _new_engine(self) -> Engine:
         stop_ids = self.generation.stop_ids
-        return Engine(self.model, self._limits, tokenizer=self.tokenizer, stop_ids=stop_ids, draft=self._draft)
+        return Engine(
+            self.model,
+            self._limits,
+            tokenizer=self.tokenizer,
+            stop_ids=stop_ids,
+            draft=self._draft,
+            adapters=self._adapters,
+        )
 
     def _prompt_ids(self, prompt: object, number: int) -> list[int]:
         if isinstance(prompt, str):
@@ -195,18 +222,18 @@ class LLM:
                 return ids
         raise RequestError(f"prompts[{number}] is {prompt!r:.80}; it must be text or a list of token ids.")
 
-    def _all(self, prompts: Sequence[Prompt]) -> list[Result]:
+    def _all(self, prompts: Sequence[Prompt], adapter: str) -> list[Result]:
         results: list[Result | None] = [None] * len(prompts)
-        for number, outcome in self.as_completed(prompts):
+        for number, outcome in self.as_completed(prompts, adapter):
             if isinstance(outcome, KiloqError):
                 outcome.args = (f"prompts[{number}]: {outcome}",) if len(prompts) > 1 else outcome.args
                 raise outcome
             results[number] = outcome
         return [result for result in results if result is not None]
 
-    def _pieces(self, prompt_ids: Sequence[int], params: SamplingParams) -> Generator[Piece]:
+    def _pieces(self, prompt_ids: Sequence[int], params: SamplingParams, adapter: str) -> Generator[Piece]:
         events: deque[Event] = deque()
-        request_id = self._open(prompt_ids, params, events.append)
+        request_id = self._open(prompt_ids, params, events.append, adapter)
         held: dict[int, list[Event]] = {}  # by answer: what has shown no text yet
         usage = None
         try:
@@ -225,8 +252,10 @@ class LLM:
         finally:
             self._close(request_id)
 
-    def _open(self, prompt_ids: Sequence[int], params: SamplingParams, reader: Callable[[Event], None]) -> str:
-        request_id = self.engine.add(prompt_ids, params)
+    def _open(
+        self, prompt_ids: Sequence[int], params: SamplingParams, reader: Callable[[Event], None], adapter: str
+    ) -> str:
+        request_id = self.engine.add(prompt_ids, params, adapter=adapter)
         self._readers[request_id] = reader
         return request_id
 

@@ -158,7 +158,7 @@ class Scheduler:
         alpha = self._alpha_of(len(ids))
         if sequence.chain is None or sequence.alpha != alpha:
             sequence.alpha = alpha
-            sequence.chain = KeyChain(alpha, "", self._cache_dtype, self._blocks.block_size)
+            sequence.chain = KeyChain(alpha, sequence.request.adapter, self._cache_dtype, self._blocks.block_size)
         # The last token is computed even when all of it is cached: its logits are needed.
         keys = sequence.chain.first((len(ids) - 1) // self._blocks.block_size, ids)
         opened = self._blocks.open(keys, len(ids), reserve=reserve)

@@ -19,6 +19,7 @@ class Request:
     params: SamplingParams
     stop_ids: frozenset[int]
     max_length: int  # prompt and answer together
+    adapter: str = ""  # of the engine's adapters; "": the model as it is
     sequences: list["Sequence"] = field(default_factory=list)
     cached_tokens: int | None = None  # of the prompt, found in the cache when the first sequence began; None before
     completion_tokens: int = 0  # drawn so far, stop tokens included
