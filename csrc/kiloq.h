@@ -9,7 +9,7 @@
 #define KQ_API extern "C" __attribute__((visibility("default")))
 
 /* Changes whenever a structure or a packed layout below changes: the binding refuses a library of another version. */
-#define KQ_VERSION 1
+#define KQ_VERSION 2
 
 enum kq_kind { KQ_BF16 = 0, KQ_INT8 = 1, KQ_INT4 = 2 };
 
@@ -124,6 +124,22 @@ typedef struct {
     const float *norm;                 /* [hidden] */
 } kq_model;
 
+/* y += up (down x): a low-rank update of a matrix. down.n is 0 where there is none, else equal to up.k. */
+typedef struct {
+    kq_weight down, up;
+} kq_update;
+
+typedef struct {
+    kq_update qkv, out, gate_up, down;
+} kq_layer_updates;
+
+/* Rows first_row .. first_row + rows - 1 of a step take these updates, one for each layer. */
+typedef struct {
+    int64_t first_row, rows;
+    int64_t rank;                      /* the largest down.n */
+    const kq_layer_updates *layers;
+} kq_adapted;
+
 typedef struct {
     const int64_t *ids;                /* [T] */
     kq_places places;
@@ -131,6 +147,8 @@ typedef struct {
     const int64_t *logit_rows;         /* [num_logits], rows whose logits are wanted, ascending */
     float *logits;                     /* [num_logits, vocab] */
     float *hidden;                     /* [num_logits, hidden] after the final norm, or NULL */
+    int64_t num_adapted;
+    const kq_adapted *adapted;         /* no row twice */
 } kq_step;
 
 /* -1: an id or a row that the model or the step does not have; -2: no memory. Nothing was computed then. */

@@ -4,21 +4,24 @@ Knows how a Transformer and its cache lie in memory, not what is asked of them. 
 twin: `plan_of` gives None where only that can run.
 """
 
+import ctypes
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kiloq import ops
 from kiloq.cache import BLOCK_SIZE, KVCache
 from kiloq.cache import Span as CacheSpan
 from kiloq.model import ModelConfig, Transformer
+from kiloq.model.lora import Adapter, AdapterRun
 from kiloq.model.rope import Rope
 from kiloq.model.transformer import Block, RMSNorm
 from kiloq.ops import PackedWeight, cpu
-from kiloq.ops.structs import Cache, Layer, Model, Places, Span, Step
+from kiloq.ops.structs import Adapted, Cache, Layer, LayerUpdates, Model, Places, Span, Step
 from kiloq.quant.linear import QuantEmbedding, QuantLinear
 
 from .batch import Batch
@@ -32,7 +35,13 @@ Floats = NDArray[np.float32]
 class NativeModel:
     """The plan of one model and one cache; holds every tensor that it points into."""
 
-    def __init__(self, model: Transformer, matrices: list[list[PackedWeight]], cache: KVCache) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        matrices: list[list[PackedWeight]],
+        cache: KVCache,
+        adapters: Mapping[str, Adapter],
+    ) -> None:
         config = model.config
         self._config = config
         self._kept: list[object] = [model, cache]
@@ -53,6 +62,7 @@ class NativeModel:
             head=cpu.weight_struct(head),
             norm=self._gain(model.norm),
         )
+        self._updates = {name: self._updates_of(adapter) for name, adapter in adapters.items()}
         self._step = Step()
         self._has_biases = any(bias is not None for bias in cache.key_biases)
         self._angles = _Angles(config, model.rope)
@@ -79,6 +89,8 @@ class NativeModel:
         step = self._step
         step.ids, step.logit_rows, step.logits = batch.ids.data_ptr(), rows.data_ptr(), logits.data_ptr()
         step.num_logits, step.places = len(rows), Places(num_rows, *(*places, None)[:3], len(spans), spans)
+        adapted = (Adapted * len(batch.adapters))(*map(self._adapted, batch.adapters))
+        step.num_adapted, step.adapted = len(adapted), adapted
         done = self._run(self._model, step)
         if done == -2:
             raise MemoryError(f"no memory for a step of {num_rows:,} tokens")
@@ -108,6 +120,21 @@ class NativeModel:
             key_bias=None if bias is None else bias.data_ptr(),
         )
 
+    def _updates_of(self, adapter: Adapter) -> tuple[ctypes.Array[LayerUpdates], int]:
+        """An adapter's matrices, packed, layer by layer, and its largest rank."""
+        layers = (LayerUpdates * self._config.num_layers)()
+        for name, update in adapter.items():
+            _, layer, _, matrix = name.split(".")
+            down, up = (ops.pack(one.to(torch.bfloat16)) for one in (update.down, update.up))
+            into = getattr(layers[int(layer)], matrix)
+            into.down, into.up = cpu.weight_struct(down), cpu.weight_struct(up)
+            self._kept += [down, up]
+        return layers, max(len(update.down) for update in adapter.values())
+
+    def _adapted(self, run: AdapterRun) -> Adapted:
+        layers, rank = self._updates[run.adapter]
+        return Adapted(run.start, run.stop - run.start, rank, layers)
+
     def _gain(self, norm: object) -> int | None:
         """Where a norm's gains lie; None for a layer without that norm."""
         if not isinstance(norm, RMSNorm):
@@ -118,12 +145,12 @@ class NativeModel:
         return address
 
 
-def plan_of(model: Transformer, cache: KVCache) -> NativeModel | None:
+def plan_of(model: Transformer, cache: KVCache, adapters: Mapping[str, Adapter]) -> NativeModel | None:
     """The plan of a model whose every matrix is packed and stands on a processor that has kernels; else None."""
     matrices = _matrices(model)
     if matrices is None or not _fits(model.config, cache) or cpu.library() is None:
         return None
-    return NativeModel(model, matrices, cache)
+    return NativeModel(model, matrices, cache, adapters)
 
 
 def _matrices(model: Transformer) -> list[list[PackedWeight]] | None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from kiloq.cache import KVCache, PagedAttend
 from kiloq.model import Transformer
 from kiloq.model.lora import Adapter, AdapterRows, adapted
+from kiloq.quant.linear import is_packed
 
 from .batch import Batch
 from .native import plan_of
@@ -17,11 +18,14 @@ class Runner:
     """A model and its cache on one device; by the kernels in one call a step where they can, else op by op."""
 
     def __init__(self, model: Transformer, cache: KVCache, adapters: Mapping[str, Adapter] | None = None) -> None:
+        adapters = adapters or {}
+        if is_packed(model):  # the kernels keep updates in bf16; so does their slow twin
+            adapters = {name: {at: one.rounded() for at, one in adapter.items()} for name, adapter in adapters.items()}
         self._rows = AdapterRows()
         self._model = adapted(model, adapters, self._rows) if adapters else model
         self._cache = cache
         self._windows = model.config.windows
-        self._native = plan_of(model, cache)
+        self._native = plan_of(model, cache, adapters)
 
     @property
     def is_native(self) -> bool:
@@ -31,7 +35,7 @@ class Runner:
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Tensor:
         """Write the batch's keys and values; logits of the rows it asks for, [N, vocab_size]."""
-        if self._native is not None and not batch.adapters:
+        if self._native is not None:
             return self._native.logits(batch)
         attend = PagedAttend(self._cache, batch.spans, self._windows)
         self._rows.runs = batch.adapters

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,6 +24,10 @@ class LowRank:
     def like(self, other: Tensor) -> "LowRank":
         """In the type and on the device of another tensor."""
         return LowRank(self.down.to(other), self.up.to(other))
+
+    def rounded(self) -> "LowRank":
+        """Its values to bf16."""
+        return LowRank(self.down.to(torch.bfloat16), self.up.to(torch.bfloat16))
 
 
 Adapter = Mapping[str, LowRank]

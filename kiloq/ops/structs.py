@@ -3,7 +3,7 @@
 import ctypes
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
 
-VERSION = 1  # KQ_VERSION
+VERSION = 2  # KQ_VERSION
 
 
 class Weight(ctypes.Structure):
@@ -100,6 +100,24 @@ class Model(ctypes.Structure):
     )
 
 
+class Update(ctypes.Structure):
+    """kq_update"""
+
+    _fields_ = (("down", Weight), ("up", Weight))
+
+
+class LayerUpdates(ctypes.Structure):
+    """kq_layer_updates"""
+
+    _fields_ = (("qkv", Update), ("out", Update), ("gate_up", Update), ("down", Update))
+
+
+class Adapted(ctypes.Structure):
+    """kq_adapted"""
+
+    _fields_ = (("first_row", c_int64), ("rows", c_int64), ("rank", c_int64), ("layers", POINTER(LayerUpdates)))
+
+
 class Step(ctypes.Structure):
     """kq_step"""
 
@@ -110,6 +128,8 @@ class Step(ctypes.Structure):
         ("logit_rows", c_void_p),
         ("logits", c_void_p),
         ("hidden", c_void_p),
+        ("num_adapted", c_int64),
+        ("adapted", POINTER(Adapted)),
     )
 
 

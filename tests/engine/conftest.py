@@ -13,6 +13,7 @@ from kiloq.checkpoint import GenerationDefaults, save_checkpoint
 from kiloq.engine import Engine, EngineConfig
 from kiloq.engine.events import Event
 from kiloq.model import ModelConfig, RopeConfig, Transformer
+from kiloq.model.lora import Adapter, LowRank
 from kiloq.tokenizer import Tokenizer
 from kiloq.tokenizer.vocabulary import Vocabulary, qwen_specials
 
@@ -68,6 +69,20 @@ class Lab:
         """One token per byte, and the control tokens of v1."""
         ranks = {bytes([byte]): byte for byte in range(256)}
         return Tokenizer(Vocabulary(name="bytes", ranks=ranks, special=qwen_specials(256)))
+
+    @staticmethod
+    def adapter(model: Transformer, seed: int, *, matrices: tuple[str, ...] = ("",), strength: float = 0.3) -> Adapter:
+        """Random updates of the matrices whose names end so, by default strong enough to change greedy answers."""
+        random = torch.Generator().manual_seed(seed)
+
+        def noise(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=random) * strength
+
+        return {
+            name.removesuffix(".weight"): LowRank(noise(3 + seed, parameter.shape[1]), noise(len(parameter), 3 + seed))
+            for name, parameter in model.named_parameters()
+            if name.startswith("blocks.") and parameter.dim() == 2 and name.removesuffix(".weight").endswith(matrices)
+        }
 
     @staticmethod
     def ids(count: int, seed: int = 0) -> list[int]:

@@ -15,7 +15,6 @@ from kiloq.checkpoint.names import parts
 from kiloq.engine import LLM, Engine, EngineConfig, SamplingParams
 from kiloq.errors import CheckpointError, RequestError
 from kiloq.model import ModelConfig, Transformer
-from kiloq.model.lora import Adapter, LowRank
 from tests.engine.conftest import Lab
 
 LENGTHS = {"": 9, "first": 21, "second": 5}  # of each adapter's prompt
@@ -92,7 +91,7 @@ def test_each_request_of_a_batch_gets_the_logits_of_its_own_adapter_as_peft_comp
 
 def test_a_prefix_is_shared_under_one_adapter_and_never_with_another(lab: Lab) -> None:
     model = lab.model("gqa")
-    adapters = {name: random_adapter(model, seed) for seed, name in enumerate(("a", "b"))}
+    adapters = {name: lab.adapter(model, seed) for seed, name in enumerate(("a", "b"))}
     engine = Engine(model, EngineConfig(max_context=128), adapters=adapters)
     prompt, params = lab.ids(70), SamplingParams(max_tokens=3, temperature=0)
     cached = []
@@ -106,22 +105,9 @@ def test_a_prefix_is_shared_under_one_adapter_and_never_with_another(lab: Lab) -
 
 
 def test_an_unknown_adapter_is_refused_by_name(lab: Lab) -> None:
-    engine = Engine(lab.model("gqa"), adapters={"known": random_adapter(lab.model("gqa"), 0)})
+    engine = Engine(lab.model("gqa"), adapters={"known": lab.adapter(lab.model("gqa"), 0)})
     with pytest.raises(RequestError, match=r"'other'.*known"):
         engine.add([1], SamplingParams(max_tokens=1), adapter="other")
-
-
-def random_adapter(model: Transformer, seed: int) -> Adapter:
-    """Updates of every matrix, strong enough to change greedy answers."""
-    random = torch.Generator().manual_seed(seed)
-    return {
-        name.removesuffix(".weight"): LowRank(
-            torch.randn(3, parameter.shape[1], generator=random) * 0.3,
-            torch.randn(len(parameter), 3, generator=random) * 0.3,
-        )
-        for name, parameter in model.named_parameters()
-        if name.startswith("blocks.") and parameter.dim() == 2
-    }
 
 
 def v1_adapter(checkpoint: Path, folder: Path) -> None:

@@ -37,11 +37,11 @@ def packed(model: Transformer, kind: str) -> Transformer:
     return twin.eval().requires_grad_(False)
 
 
-def engines(model: Transformer, observed, **limits: object) -> tuple[Engine, Engine]:
+def engines(model: Transformer, observed, *, adapters=None, **limits: object) -> tuple[Engine, Engine]:
     """One engine that runs the plan, and one that runs the model op by op."""
     pair = []
     for observer in observed:
-        engine = Engine(model, EngineConfig(max_context=256, **limits), logits_observer=observer)
+        engine = Engine(model, EngineConfig(max_context=256, **limits), adapters=adapters, logits_observer=observer)
         assert engine._runner._native is not None
         pair.append(engine)
     pair[1]._runner._native = None
@@ -78,6 +78,30 @@ def test_prompts_and_answers_mixed_in_a_step_come_out_as_op_by_op(lab, kind: str
     # cache for all rows that follow. Rows before the first such code are equal; a wrong op is off by far more.
     assert errors.min() < 1e-4
     assert errors.max() < 0.05
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("backend", NATIVE)
+def test_rows_of_several_adapters_come_out_as_op_by_op(lab, backend: str, weights: str) -> None:
+    plain = lab.model("gqa")
+    adapters = {
+        "all": lab.adapter(plain, 0, strength=0.1),
+        "mlp": lab.adapter(plain, 1, matrices=("gate_up", "down"), strength=0.1),
+        "attention": lab.adapter(plain, 2, matrices=("qkv", "out"), strength=0.1),
+    }
+    asked = ("mlp", "", "all", "attention", "mlp", "")
+    lengths = (40, 70, 1, 17, 9, 33)
+    seen, answers = (lab.Observed(), lab.Observed()), []
+    with cpu.using(backend):
+        model = packed(plain, weights)
+        for engine in engines(model, seen, adapters=adapters, step_tokens=48, max_batch=4):
+            for number, (name, length) in enumerate(zip(asked, lengths, strict=True)):
+                params = SamplingParams(max_tokens=12, temperature=0.0)
+                engine.add(lab.ids(length, number), params, request_id=str(number), adapter=name)
+            answers.append(lab.answers(engine))
+    errors = differences(seen, answers, lengths)
+    assert errors.median() < 0.02
+    assert errors.max() < 0.06
 
 
 @pytest.mark.parametrize("backend", NATIVE)
