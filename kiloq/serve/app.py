@@ -10,11 +10,15 @@ from fastapi.responses import JSONResponse
 
 from kiloq.errors import KiloqError
 
-from . import openai_chat, openai_models
+from . import openai_chat, openai_models, tokens
 from .errors import Problem, problem_of
 from .service import Service
 
-ROUTES: tuple[Callable[[Service], APIRouter], ...] = (openai_chat.routes, openai_models.routes)
+ROUTES: tuple[Callable[[Service], APIRouter], ...] = (
+    openai_chat.routes,
+    openai_models.routes,
+    tokens.routes,
+)
 
 
 def create_app(service: Service) -> FastAPI:
