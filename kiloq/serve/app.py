@@ -10,12 +10,13 @@ from fastapi.responses import JSONResponse
 
 from kiloq.errors import KiloqError
 
-from . import openai_chat, openai_models, tokens
+from . import openai_chat, openai_completions, openai_models, tokens
 from .errors import Problem, problem_of
 from .service import Service
 
 ROUTES: tuple[Callable[[Service], APIRouter], ...] = (
     openai_chat.routes,
+    openai_completions.routes,
     openai_models.routes,
     tokens.routes,
 )

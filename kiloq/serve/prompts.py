@@ -4,11 +4,12 @@ They are read by hand: a union of four lists makes pydantic try each on a millio
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from kiloq.errors import RequestError
+from pydantic.config import JsonDict
+
 from kiloq.tokenizer import Tokenizer
 
 from .errors import ApiError, Problem
@@ -16,8 +17,8 @@ from .errors import ApiError, Problem
 MAX_PROMPTS = 2048  # OpenAI's bound on the inputs of one request
 _LONG = 20_000  # characters or ids that take a millisecond or more, so not on the event loop
 
-_IDS: dict[str, object] = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
-PROMPTS_SCHEMA: dict[str, object] = {
+_IDS: JsonDict = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+PROMPTS_SCHEMA: JsonDict = {
     "description": "Text, a list of texts, token ids, or a list of lists of token ids.",
     "oneOf": [
         {"type": "string", "minLength": 1},

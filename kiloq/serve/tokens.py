@@ -1,4 +1,4 @@
-"""/tokenize and /detokenize, in the shapes that vLLM gave them. Knows the tokenizer and the prompt's layout, no engine."""
+"""/tokenize and /detokenize, in vLLM's shapes. Knows the tokenizer and the prompt's layout, no engine."""
 
 import asyncio
 
