@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 
 from kiloq.errors import KiloqError
 
-from . import openai_chat, openai_completions, openai_models, tokens
+from . import dashscope, openai_chat, openai_completions, openai_models, tokens
 from .errors import Problem, problem_of
 from .service import Service
 
@@ -19,6 +19,7 @@ ROUTES: tuple[Callable[[Service], APIRouter], ...] = (
     openai_completions.routes,
     openai_models.routes,
     tokens.routes,
+    dashscope.routes,
 )
 
 

@@ -1,0 +1,112 @@
+"""What DashScope's API shows of answers, whole or event by event. Knows no engine and no HTTP."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kiloq.engine import Usage
+
+from .dialogue import AnswerDelta
+from .errors import Problem
+
+Json = dict[str, object]
+
+# Codes that the client has exceptions for, by HTTP status; its errors below 500 are mostly the first.
+_CODES = {
+    400: "InvalidParameter",
+    401: "InvalidApiKey",
+    403: "AccessDenied",
+    408: "GatewayTimeout",
+    429: "Throttling.RateQuota",
+    500: "InternalError",
+    503: "ServiceUnavailable",
+    504: "GatewayTimeout",
+}
+
+
+class Answer:
+    """What has been said in one answer; a stream of what is new forgets it after each event."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.text = ""
+        self.finish_reason = "null"  # the API's word for an answer that goes on
+        self._reasoning = ""
+        self._calls: dict[int, _Call] = {}
+
+    def add(self, part: AnswerDelta) -> None:
+        self.text += part.delta.content
+        self._reasoning += part.delta.reasoning
+        if part.delta.call is not None:
+            call = self._calls.setdefault(part.delta.call.index, _Call(part.delta.call.index))
+            call.id += part.delta.call.id
+            call.name += part.delta.call.name
+            call.arguments += part.delta.call.arguments
+        self.finish_reason = part.finish_reason or self.finish_reason
+
+    def forget(self) -> None:
+        """What was shown is not shown again."""
+        self.text = self._reasoning = ""
+        self._calls = {}
+
+    def choice(self) -> Json:
+        """It, as one of the choices of the message format."""
+        message: Json = {"role": "assistant", "content": self.text}
+        if self._reasoning:
+            message["reasoning_content"] = self._reasoning
+        if self._calls:
+            message["tool_calls"] = [call.shown() for call in self._calls.values()]
+        return {"index": self.index, "finish_reason": self.finish_reason, "message": message}
+
+    def output(self) -> Json:
+        """It, as the output of the text format."""
+        thoughts = {"reasoning_content": self._reasoning} if self._reasoning else {}
+        return {"text": self.text, "finish_reason": self.finish_reason, "choices": None, **thoughts}
+
+
+@dataclass(slots=True)
+class _Call:
+    """A tool call, or the next piece of one: then only the first piece has id and name."""
+
+    index: int
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+    def shown(self) -> Json:
+        name = {"name": self.name} if self.name else {}
+        function = {**name, "arguments": self.arguments}
+        return {"index": self.index, "id": self.id, "type": "function", "function": function}
+
+
+def usage_of(prompt_tokens: int, completion_tokens: int, usage: Usage | None) -> Json:
+    """Tokens as the API counts them; how many were cached is known at the end."""
+    counts: Json = {
+        "input_tokens": prompt_tokens,
+        "output_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+    if usage is not None:
+        counts["prompt_tokens_details"] = {"cached_tokens": usage.cached_tokens}
+    return counts
+
+
+def error_body(problem: Problem, request_id: str) -> Json:
+    """An error in the API's shape."""
+    code = "Model.NotExist" if problem.code == "model_not_found" else _CODES.get(problem.status, _CODES[400])
+    return {"code": code, "message": problem.message, "request_id": request_id}
+
+
+def result_event(number: int, body: Mapping[str, object]) -> bytes:
+    """One event of a stream, in the form that the API's clients parse."""
+    return f"id:{number}\nevent:result\n:HTTP_STATUS/200\ndata:{_json(body)}\n\n".encode()
+
+
+def error_event(number: int, problem: Problem, request_id: str) -> bytes:
+    """The error that ends a stream: clients look for exactly `event:error`, and take the status from its own line."""
+    head = f"id:{number}\nevent:error\nstatus:{problem.status}\n:HTTP_STATUS/{problem.status}\n"
+    return f"{head}data:{_json(error_body(problem, request_id))}\n\n".encode()
+
+
+def _json(body: Mapping[str, object]) -> str:
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":"))

@@ -1,0 +1,208 @@
+"""DashScope's own client against the real server: answers, streams, errors, in the shapes that it parses."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from http import HTTPStatus
+from typing import Any
+
+import dashscope
+import httpx
+import pytest
+from dashscope import AioGeneration, Generation, Models, Tokenization
+
+HELLO = [{"role": "user", "content": "Hello, what can you do?"}]
+PATH = "/api/v1/services/aigc/text-generation/generation"
+
+# As the first Qwen README has it, character by character: programs that hold it must run.
+README_SNIPPET = """
+import random
+from http import HTTPStatus
+from dashscope import Generation
+
+
+def call_with_messages():
+    messages = [{'role': 'system', 'content': 'You are a helpful assistant.'},
+                {'role': 'user', 'content': '如何做西红柿鸡蛋？'}]
+    gen = Generation()
+    response = gen.call(
+        Generation.Models.qwen_turbo,
+        messages=messages,
+        seed=random.randint(1, 10000),  # set the random seed, optional, default to 1234 if not set
+        result_format='message',  # set the result to be "message" format.
+    )
+    return response
+
+
+if __name__ == '__main__':
+    response = call_with_messages()
+    if response.status_code == HTTPStatus.OK:
+        print(response)
+    else:
+        print('Request id: %s, Status code: %s, error code: %s, error message: %s' % (
+            response.request_id, response.status_code,
+            response.code, response.message
+        ))
+"""
+
+
+def ask(server: Any, **fields: Any) -> Any:
+    """Through the client; a list of events if it streams."""
+    fields = {"model": "qwen-turbo", "max_tokens": 12, "api_key": "none"} | fields
+    if "prompt" not in fields:
+        fields = {"messages": HELLO} | fields
+    answer = Generation.call(base_address=f"{server.url}/api/v1", **fields)
+    return list(answer) if fields.get("stream") else answer
+
+
+def post(
+    server: Any, parameters: dict[str, Any], given: dict[str, Any] | None = None, **headers: str
+) -> httpx.Response:
+    body = {"model": "qwen-turbo", "input": given or {"messages": HELLO}, "parameters": parameters}
+    return httpx.post(server.url + PATH, json=body, headers=headers, timeout=60)
+
+
+def events_of(text: str) -> list[dict[str, Any]]:
+    """The events of a stream, which are in the exact form that the client's parser knows."""
+    *blocks, end = text.split("\n\n")
+    assert not end
+    found = []
+    for number, block in enumerate(blocks, 1):
+        *head, data = block.split("\n")
+        assert head == [f"id:{number}", "event:result", ":HTTP_STATUS/200"]
+        found.append(json.loads(data.removeprefix("data:")))
+    return found
+
+
+def test_the_snippet_of_the_first_readme_runs_as_it_stands(server: Any) -> None:
+    place = {"DASHSCOPE_HTTP_BASE_URL": f"{server.url}/api/v1", "DASHSCOPE_API_KEY": "none"}
+    done = subprocess.run(
+        [sys.executable, "-c", README_SNIPPET], env=os.environ | place, capture_output=True, text=True, check=True
+    )
+    answer = json.loads(done.stdout)
+    assert answer["status_code"] == 200
+    assert answer["request_id"]
+    choice = answer["output"]["choices"][0]
+    assert choice["finish_reason"] in ("stop", "length")
+    assert choice["message"]["role"] == "assistant"
+    assert choice["message"]["content"]
+    usage = answer["usage"]
+    assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
+
+
+def test_text_and_message_formats_say_the_same(server: Any) -> None:
+    text, message = ask(server), ask(server, result_format="message")
+    assert text.status_code == message.status_code == HTTPStatus.OK
+    assert text.output.choices is None
+    assert text.output.text == message.output.choices[0].message.content
+    assert text.output.finish_reason == message.output.choices[0].finish_reason == "length"
+    assert text.usage.output_tokens == message.usage.output_tokens == 12
+    assert text.request_id != message.request_id
+
+
+@pytest.mark.parametrize("result_format", ["text", "message"])
+@pytest.mark.parametrize("incremental", [None, True, False])  # False: the client asks for True and joins the pieces
+def test_a_stream_ends_with_the_whole_answer(server: Any, result_format: str, incremental: bool | None) -> None:
+    whole = ask(server, result_format=result_format)
+    events = ask(server, result_format=result_format, stream=True, incremental_output=incremental)
+
+    def said(event: Any) -> tuple[str, str]:
+        choice = event.output if result_format == "text" else event.output.choices[0]
+        return (choice.text if result_format == "text" else choice.message.content), choice.finish_reason
+
+    texts = [said(event)[0] for event in events]
+    joined = "".join(texts) if incremental else texts[-1]
+    assert (joined, said(events[-1])[1]) == said(whole)
+    assert {said(event)[1] for event in events[:-1]} == {"null"}
+    assert len(events) > 3
+    assert {key: events[-1].usage[key] for key in ("input_tokens", "output_tokens", "total_tokens")} == {
+        key: whole.usage[key] for key in ("input_tokens", "output_tokens", "total_tokens")
+    }
+
+
+@pytest.mark.parametrize("parameters", [{}, {"incremental_output": True}, {"result_format": "message", "n": 2}])
+def test_events_have_the_form_that_the_parser_knows(server: Any, parameters: dict[str, Any]) -> None:
+    answer = post(server, {"max_tokens": 8, **parameters}, **{"X-DashScope-SSE": "enable"})
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    events = events_of(answer.text)
+    assert len({event["request_id"] for event in events}) == 1
+    output_tokens = [event["usage"]["output_tokens"] for event in events]
+    assert output_tokens == sorted(output_tokens)
+
+
+def test_the_asynchronous_client_gets_the_same(server: Any) -> None:
+    async def both() -> tuple[Any, list[Any]]:
+        fields = {"model": "qwen-plus", "messages": HELLO, "max_tokens": 12, "api_key": "none"}
+        fields |= {"base_address": f"{server.url}/api/v1", "result_format": "message"}
+        whole = await AioGeneration.call(**fields)
+        stream = await AioGeneration.call(stream=True, incremental_output=True, **fields)
+        events = [event async for event in stream]
+        await dashscope.close_shared_aio_session()
+        return whole, events
+
+    whole, events = asyncio.run(both())
+    joined = "".join(event.output.choices[0].message.content for event in events)
+    assert joined == whole.output.choices[0].message.content == ask(server).output.text
+
+
+def test_an_answer_is_decided_by_its_seed_which_is_1234_if_none_is_given(server: Any) -> None:
+    texts = [ask(server, temperature=1.5, top_p=1.0, **seed).output.text for seed in ({}, {"seed": 1234}, {"seed": 7})]
+    assert texts[0] == texts[1] != texts[2]
+    assert ask(server, seed=2**64 - 1).status_code == HTTPStatus.OK
+
+
+def test_several_answers_are_choices_whose_tokens_are_counted_together(server: Any) -> None:
+    whole = ask(server, n=3, temperature=1.5, top_p=1.0)
+    assert [choice.index for choice in whole.output.choices] == [0, 1, 2]
+    last = {}
+    for event in ask(server, n=3, temperature=1.5, top_p=1.0, stream=True):
+        last[event.output.choices[0].index] = event
+    assert [last[i].output.choices[0].message.content for i in range(3)] == [
+        choice.message.content for choice in whole.output.choices
+    ]
+    assert sum(event.usage.output_tokens for event in last.values()) == whole.usage.output_tokens > 12
+
+
+def test_a_history_and_a_prompt_are_the_same_conversation_as_messages(server: Any) -> None:
+    old = ask(server, history=[{"user": "My name is Tom.", "bot": "Hello, Tom."}], prompt="What is my name?")
+    turns = [("user", "My name is Tom."), ("assistant", "Hello, Tom."), ("user", "What is my name?")]
+    new = ask(server, messages=[{"role": role, "content": [{"text": text}]} for role, text in turns])
+    assert old.output.text == new.output.text
+    assert old.usage.input_tokens == new.usage.input_tokens
+
+
+def test_stop_takes_a_text_texts_or_token_ids(server: Any) -> None:
+    whole = ask(server, max_tokens=30, temperature=0.0).output.text
+    stop = whole.split()[2]
+    for given in (stop, [stop, "never said"]):
+        answer = ask(server, max_tokens=30, temperature=0.0, stop=given)
+        assert (answer.output.text, answer.output.finish_reason) == (whole[: whole.index(stop)], "stop")
+    ids = Tokenization.call("qwen-turbo", prompt=whole, api_key="none", base_address=f"{server.url}/api/v1").output
+    for given in (ids["token_ids"][3], [ids["token_ids"][3]], [ids["token_ids"][3:5]]):
+        answer = ask(server, max_tokens=30, temperature=0.0, stop=given)
+        assert (answer.output.text, answer.output.finish_reason) == ("".join(ids["tokens"][:3]), "stop")
+
+
+def test_counted_tokens_are_those_of_the_prompt(server: Any) -> None:
+    place = {"api_key": "none", "base_address": f"{server.url}/api/v1"}
+    counted = Tokenization.call("qwen-turbo", messages=HELLO, **place)
+    assert counted.usage["input_tokens"] == len(counted.output["token_ids"]) == ask(server).usage.input_tokens
+    assert "<|im_start|>" in counted.output["tokens"]
+    text = Tokenization.call("qwen-turbo", prompt="How do I cook? <|im_end|>", **place).output
+    assert "".join(text["tokens"]) == "How do I cook? <|im_end|>"
+    assert len(text["token_ids"]) == len(text["tokens"]) > 5
+
+
+def test_models_are_listed_and_found_by_name(server: Any) -> None:
+    place = {"api_key": "none", "base_address": f"{server.url}/api/v1"}
+    names = [model["name"] for model in Models.list(**place).output["models"]]
+    assert ask(server, model=names[0]).status_code == HTTPStatus.OK
+    assert Models.list(page=2, **place).output["models"] == []
+    dashscope.base_http_api_url, before = f"{server.url}/api/v1", dashscope.base_http_api_url
+    try:  # this call takes no address
+        assert Models.get("qwen-plus", api_key="none").output["name"] == "qwen-plus"
+        assert Models.get("no-such-model", api_key="none").status_code == HTTPStatus.NOT_FOUND
+    finally:
+        dashscope.base_http_api_url = before
