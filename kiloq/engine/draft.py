@@ -63,7 +63,7 @@ class Draft:
             rows = self._catch_up(list(counts))
             for ahead in range(max(counts.values(), default=0)):
                 active = [sequence for sequence, count in counts.items() if count > ahead]
-                previews = [sequence.sampler.preview(ahead) for sequence in active]
+                previews = [sequence.sampler.preview(found[sequence]) for sequence in active]
                 drawn = sample_batch(torch.stack([rows[sequence] for sequence in active]), previews)
                 for sequence, sampled in zip(active, drawn, strict=True):
                     found[sequence].append(sampled.token_id)

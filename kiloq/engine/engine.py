@@ -10,21 +10,21 @@ from collections.abc import Sequence as Items
 from torch import Tensor
 
 from kiloq.cache import BLOCK_SIZE, BlockManager, KVCache, cache_dtype, pool_blocks
-from kiloq.errors import NumericsError, RequestError
+from kiloq.errors import KiloqError, NumericsError, RequestError
 from kiloq.model import Transformer, ntk_alpha
 from kiloq.model.lora import Adapter
 from kiloq.tokenizer import Tokenizer
 
 from .batch import Draw, build_batch
 from .events import EngineStats, Event, FinishReason, Usage
+from .intake import Intake
 from .limits import EngineConfig, Limits
-from .params import SamplingParams
+from .params import Constraint, SamplingParams
 from .runner import Runner
-from .sampler import BadLogitsError, RowSampler, Sampled, derived_seed, sample_batch
+from .sampler import BadLogitsError, Sampled, sample_batch
 from .scheduler import Scheduler, Work
 from .sequence import Request, Sequence
 from .speculate import Speculation
-from .stops import NoText, TextStream
 
 LogitsObserver = Callable[[str, int, int, Tensor], None]
 """(request id, index, number of tokens seen, logits [V]): called for every row before its token is drawn."""
@@ -59,14 +59,9 @@ class Engine:
         )
         self.model_config = model.config
         self.max_context = min(context, blocks * BLOCK_SIZE)
-        self._limits = Limits(vocab_size=model.config.vocab_size, max_context=self.max_context, asked_context=context)
-        self._tokenizer = tokenizer
-        self._stop_ids = frozenset(stop_ids)
         self._observer = logits_observer
-        self._seed = config.seed
         self._device = weight.device
         self._blocks = BlockManager(blocks)
-        self._adapters = frozenset(adapters or ())
         self._runner = Runner(model, KVCache.for_model(model, blocks, kv_dtype), adapters)
         self._speculation = Speculation(
             model.config,
@@ -74,6 +69,14 @@ class Engine:
             rows_are_cheap=self._runner.is_native,
             max_batch=max_batch,
             max_context=self.max_context,
+        )
+        self._intake = Intake(
+            Limits(vocab_size=model.config.vocab_size, max_context=self.max_context, asked_context=context),
+            self._speculation,
+            tokenizer=tokenizer,
+            stop_ids=stop_ids,
+            adapters=adapters or (),
+            seed=config.seed,
         )
         self._scheduler = Scheduler(
             self._blocks,
@@ -114,27 +117,20 @@ class Engine:
         self, prompt_ids: Items[int], params: SamplingParams, *, request_id: str | None = None, adapter: str = ""
     ) -> str:
         """Queue a request, or refuse it with a RequestError; its events bear the id returned."""
-        if adapter and adapter not in self._adapters:
-            known = ", ".join(sorted(self._adapters)) or "none"
-            raise RequestError(f"adapter is {adapter!r}; the engine has {known}.")
         number = self._num_added
         request_id = f"request-{number}" if request_id is None else request_id
         if request_id in self._requests:
             raise RequestError(f"a request named {request_id!r} is running already; give each its own name.")
-        request = Request(
-            id=request_id,
-            prompt_ids=tuple(prompt_ids),
-            params=params,
-            stop_ids=frozenset(params.stop_ids) | (frozenset() if params.ignore_eos else self._stop_ids),
-            max_length=self._limits.length_of(prompt_ids, params),
-            adapter=adapter,
-        )
-        request.sequences += [self._new_sequence(request, number, index) for index in range(params.n)]
+        request = self._intake.request(prompt_ids, params, request_id=request_id, number=number, adapter=adapter)
         for sequence in request.sequences:
             self._scheduler.add(sequence)
         self._requests[request_id] = request
         self._num_added += 1
         return request_id
+
+    def compile(self, constraint: Constraint) -> None:
+        """Prepare a constraint for `add`, which would wait for it otherwise; any thread may call this at any time."""
+        self._intake.compile(constraint)
 
     def cancel(self, request_id: str) -> None:
         """End a request before the next step, which tells so; one that has ended already is let be."""
@@ -172,22 +168,6 @@ class Engine:
                     self._tell(sequence, text=sequence.text.flush(), finish_reason="cancelled")
         self._is_busy = False
 
-    def _new_sequence(self, request: Request, number: int, index: int) -> Sequence:
-        params = request.params
-        if self._tokenizer is None and params.stop:
-            raise RequestError("stop strings need a tokenizer, and this engine has none; use stop_ids.")
-        decoder = self._tokenizer.stream_decoder(skip_special=params.skip_special) if self._tokenizer else NoText()
-        seed = derived_seed(self._seed, number, index) if params.seed is None else params.seed + index
-        return Sequence(
-            request=request,
-            index=index,
-            order=(number, index),
-            ids=list(request.prompt_ids),
-            sampler=RowSampler(params, request.prompt_ids, self.model_config.vocab_size, seed),
-            text=TextStream(decoder, params.stop),
-            guesser=self._speculation.guesser(params.speculation),
-        )
-
     def _run(self, works: Items[Work]) -> None:
         batch = build_batch(works, self._device)
         logits = self._runner.logits(batch)  # [N, V]
@@ -209,7 +189,7 @@ class Engine:
             drawn = sample_batch(chosen, [draw.sequence.sampler for draw in draws])
         except BadLogitsError as error:
             for row in error.rows:
-                self._fail(draws[row].sequence)
+                self._fail(draws[row].sequence, _no_logits(draws[row].sequence))
             good = [row for row in range(len(draws)) if row not in error.rows]
             draws = [draws[row] for row in good]
             drawn = sample_batch(chosen[good], [draw.sequence.sampler for draw in draws])
@@ -234,13 +214,18 @@ class Engine:
             self._tell(sequence, text=sequence.text.flush(), finish_reason="stop", stop_id=token_id)
             return
         sequence.ids.append(token_id)
+        matcher = sequence.sampler.matcher
+        if matcher is not None and matcher.error is not None:
+            self._fail(sequence, RequestError(f"the answer cannot go on as its constraint wants it: {matcher.error}"))
+            return
         text = sequence.text.push(token_id)
+        is_whole = matcher is not None and matcher.is_over
         reason: FinishReason | None = None
         if sequence.text.stopped:
             reason = "stop"
-        elif len(sequence.ids) == request.max_length:
+        elif is_whole or len(sequence.ids) == request.max_length:
             text += sequence.text.flush()
-            reason = "stop" if sequence.text.stopped else "length"
+            reason = "stop" if is_whole or sequence.text.stopped else "length"
         self._tell(sequence, text=text, sampled=sampled, finish_reason=reason)
 
     def _tell(
@@ -268,18 +253,14 @@ class Engine:
             )
         )
 
-    def _fail(self, sequence: Sequence) -> None:
-        """End the whole request of a sequence whose logits are not numbers."""
+    def _fail(self, sequence: Sequence, error: KiloqError) -> None:
+        """End the whole request of a sequence that cannot go on."""
         request = sequence.request
         if request.is_finished:
             return
-        error = NumericsError(
-            f"the model gave no finite logits after token {len(sequence.ids):,} of {request.id!r}. "
-            "Check the weights, or use bfloat16 or float32 in place of float16."
-        )
         for other in request.sequences:
             if not other.is_finished:
-                usage = self._end(other, poisoned=True)
+                usage = self._end(other, poisoned=isinstance(error, NumericsError))
         self._events.append(
             Event(request_id=request.id, index=sequence.index, finish_reason="error", usage=usage, error=error)
         )
@@ -294,3 +275,10 @@ class Engine:
             return None
         del self._requests[request.id]
         return Usage(len(request.prompt_ids), request.cached_tokens or 0, request.completion_tokens)
+
+
+def _no_logits(sequence: Sequence) -> NumericsError:
+    return NumericsError(
+        f"the model gave no finite logits after token {len(sequence.ids):,} of {sequence.request.id!r}. "
+        "Check the weights, or use bfloat16 or float32 in place of float16."
+    )

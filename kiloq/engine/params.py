@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,9 @@ from kiloq.errors import RequestError
 _INT64 = 2**63
 _MAX_CHOICES = 128  # the bounds of the OpenAI API, which every door shares
 _MAX_LOGPROBS = 20
+_MAX_SOURCE = 1_000_000  # characters of a constraint
 _SPECULATION = ("auto", "none", "prompt-lookup", "draft")
+_CONSTRAINTS = ("json_schema", "json_object", "regex", "choice", "lark")
 _RANGES: dict[str, tuple[float, float | None]] = {
     "temperature": (0, None),
     "top_p": (0, 1),
@@ -33,6 +36,17 @@ class Constraint:
 
     kind: ConstraintKind
     source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in _CONSTRAINTS:
+            raise RequestError(f"constraint is of kind {self.kind!r}; it must be one of {', '.join(_CONSTRAINTS)}.")
+        if not isinstance(self.source, str):
+            raise RequestError(f"the source of a {self.kind} constraint is {self.source!r:.80}; it must be text.")
+        if len(self.source) > _MAX_SOURCE:
+            length = f"{len(self.source):,} characters"
+            raise RequestError(f"the source of a {self.kind} constraint has {length}; at most {_MAX_SOURCE:,} can be.")
+        if self.kind in ("choice", "json_schema"):
+            _check_json(self.kind, self.source)
 
 
 class SamplingDefaults(Protocol):
@@ -132,11 +146,25 @@ class SamplingParams:
                 raise RequestError(f"{name} is {getattr(self, name)!r}; it must be true or false.")
 
     def _check_collections(self) -> None:
+        if self.constraint is not None and not isinstance(self.constraint, Constraint):
+            raise RequestError(f"constraint is {self.constraint!r:.80}; it must be a Constraint.")
         for text in self.stop:
             if not text or not _is_text(text):
                 raise RequestError(f"stop holds {text!r}; each stop string must be text of at least one character.")
         for token_id in self.stop_ids:
             _check_int("stop_ids", token_id, 0, None)
+
+
+def _check_json(kind: str, source: str) -> None:
+    """That a constraint's source is the JSON that its kind wants."""
+    try:
+        read = json.loads(source)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"the source of a {kind} constraint is not JSON: {error}.") from error
+    if kind == "choice" and not (isinstance(read, list) and read and all(isinstance(text, str) for text in read)):
+        raise RequestError("the source of a choice constraint must be a list of at least one text.")
+    if kind == "json_schema" and not isinstance(read, dict | bool):
+        raise RequestError("the source of a json_schema constraint must be a JSON object, or true.")
 
 
 def _as_tuple(name: str, value: object) -> tuple[object, ...]:

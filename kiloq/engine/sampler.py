@@ -1,8 +1,9 @@
 """Sampling: logits in, token ids out, in fp32. Knows nothing of text, requests or models.
 
 The order is that of transformers: repetition penalty (over prompt and output, divides or multiplies), presence and
-frequency penalties (over output, subtracted, as the OpenAI API defines them), logit_bias; then temperature, top_k,
-top_p over what top_k left, min_p. Log probabilities describe the model itself: log-softmax of the raw logits.
+frequency penalties (over output, subtracted, as the OpenAI API defines them), logit_bias; what a constraint does not
+allow goes; then temperature, top_k, top_p over what top_k left, min_p. Log probabilities describe the model itself:
+log-softmax of the raw logits.
 
 No step sorts or draws from the whole vocabulary. Only a weight of at least (1 - top_p) * total / V can belong to the
 nucleus, because all smaller ones together weigh less than (1 - top_p) * total: a comparison leaves a short list. One
@@ -10,7 +11,6 @@ uniform number of the row's own generator becomes a token by the inverse of the 
 same token in any batch.
 """
 
-import hashlib
 import random
 from collections import deque
 from collections.abc import Sequence
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from kiloq.errors import NumericsError, RequestError
 
+from .constrain import Matcher
 from .params import SamplingParams
 from .shifts import Shifts
 
@@ -57,14 +58,22 @@ class BadLogitsError(NumericsError):
 
 
 class RowSampler:
-    """The sampling state of one sequence: its seen tokens and its own random numbers."""
+    """The sampling state of one sequence: its seen tokens, its own random numbers, its place in a grammar."""
 
-    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], vocab_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_ids: Sequence[int],
+        vocab_size: int,
+        seed: int,
+        matcher: Matcher | None = None,
+    ) -> None:
         for token_id in params.logit_bias:
             if token_id >= vocab_size:
                 raise RequestError(f"logit_bias names token {token_id:,}; the model has {vocab_size:,} tokens.")
         self.params = params
         self.shifts = Shifts(params, prompt_ids)
+        self.matcher = matcher
         self._random = random.Random(seed)
         self._ahead: deque[float] = deque()  # numbers that a preview has seen and no token has used
 
@@ -76,21 +85,23 @@ class RowSampler:
         """The next number in [0, 1) of this row alone."""
         return self._ahead.popleft() if self._ahead else self._random.random()
 
-    def preview(self, ahead: int) -> "RowSampler":
-        """A row that draws with the numbers of this one's token after the next `ahead`, and changes nothing of it."""
+    def remember(self, token_id: int) -> None:
+        """The sequence goes on with this token."""
+        self.shifts.count(token_id)
+        if self.matcher is not None:
+            self.matcher.accept(token_id)
+
+    def preview(self, guesses: Sequence[int]) -> "RowSampler":
+        """A row that draws what this one draws after these tokens, with its numbers, and changes nothing of it."""
+        ahead = len(guesses)
         while len(self._ahead) <= ahead:
             self._ahead.append(self._random.random())
         row = copy(self)
         row._ahead = deque((self._ahead[ahead],))
         row.params = replace(self.params, logprobs=None)
         row.shifts = self.shifts.frozen()
+        row.matcher = None if self.matcher is None else self.matcher.fork(guesses)
         return row
-
-
-def derived_seed(engine_seed: int, number: int, index: int) -> int:
-    """The seed of one answer to a request that brings none."""
-    digest = hashlib.blake2b(repr((engine_seed, number, index)).encode(), digest_size=7).digest()
-    return int.from_bytes(digest)
 
 
 def sample_batch(logits: Tensor, rows: Sequence[RowSampler]) -> list[Sampled]:
@@ -102,11 +113,11 @@ def sample_batch(logits: Tensor, rows: Sequence[RowSampler]) -> list[Sampled]:
     if bad := (~peaks.isfinite()).nonzero()[:, 0].tolist():
         raise BadLogitsError(tuple(bad))
     if scores.is_cpu:
-        chosen = [_choose(scores[i].numpy(), row) for i, row in enumerate(rows)]
+        chosen = [_choose(_allowed(scores[i].numpy(), row), row) for i, row in enumerate(rows)]
     else:
-        chosen = _choose_on_device(scores, peaks, rows)
+        chosen = _choose_on_device(_allowed_on_device(scores, rows), peaks, rows)
     for row, token_id in zip(rows, chosen, strict=True):
-        row.shifts.count(token_id)
+        row.remember(token_id)
     return [
         Sampled(token_id) if row.params.logprobs is None else _describe(logits[i], token_id, row.params.logprobs)
         for i, (row, token_id) in enumerate(zip(rows, chosen, strict=True))
@@ -125,6 +136,21 @@ def _shifted(logits: Tensor, rows: Sequence[RowSampler]) -> Tensor:
     where, ids, divide, add = table[0].long(), table[1].long(), table[2].float(), table[3].float()
     seen = scores[where, ids]
     scores[where, ids] = torch.where(seen > 0, seen / divide, seen * divide) + add
+    return scores
+
+
+def _allowed(scores: Floats, row: RowSampler) -> Floats:
+    """The scores [V], -inf where the row's grammar cannot go on."""
+    return scores if row.matcher is None else np.where(row.matcher.allowed, scores, np.float32(-np.inf))
+
+
+def _allowed_on_device(scores: Tensor, rows: Sequence[RowSampler]) -> Tensor:
+    held = [(i, row.matcher) for i, row in enumerate(rows) if row.matcher is not None]
+    if not held:
+        return scores
+    allowed = torch.from_numpy(np.stack([matcher.allowed for _, matcher in held])).to(scores.device)
+    scores, at = scores.clone(), [i for i, _ in held]
+    scores[at] = scores[at].masked_fill(~allowed, -torch.inf)
     return scores
 
 

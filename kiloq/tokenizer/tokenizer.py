@@ -109,6 +109,10 @@ class Tokenizer:
         token_id = operator.index(token_id)
         return self._table.get(token_id) or f"<|unused_{token_id}|>".encode()
 
+    def has(self, token_id: int) -> bool:
+        """Whether this id stands for a token."""
+        return token_id in self._table
+
     def stream_decoder(self, *, skip_special: bool = True, errors: str = "replace") -> "StreamDecoder":
         return StreamDecoder(self, skip_special=skip_special, errors=errors)
 

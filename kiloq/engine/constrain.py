@@ -1,0 +1,167 @@
+"""Which tokens may come next so that an answer matches what was asked of its form. Knows token ids, not logits.
+
+llguidance does the matching: a lexer by derivatives under an Earley parser, over the trie of the vocabulary's bytes.
+Control tokens are no text, so a grammar reaches them only by name; added tokens that are text, such as <tool_call>, are
+bytes like any other. The end of an answer is a token of our own behind the model's rows: what ends it there is the
+request's affair.
+"""
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kiloq.errors import RequestError
+from kiloq.tokenizer import Tokenizer
+
+from .params import Constraint
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+Bools = NDArray[np.bool_]
+
+_KEPT = 64  # compiled grammars
+_SHOWN = 300  # characters of an error
+# Blanks between JSON tokens: any layout that people use, but no endless run, which small models fall into.
+_WHITESPACE = r"[ \t]{0,2}|\r?\n[ \t]{0,40}"
+
+
+class Grammars:
+    """Grammars compiled for one vocabulary, the latest kept. May be used by several threads."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size  # of the model; the token after the last ends an answer
+        self._lock = threading.Lock()
+        self._trie: LLTokenizer | None = None
+        self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()
+
+    def compile(self, constraint: Constraint) -> "LLMatcher":
+        """The beginning of any answer under this constraint; RequestError that says what is wrong with it."""
+        with self._lock:
+            if self._trie is None:
+                self._trie = _trie(self._tokenizer, self._vocab_size)
+            known = self._compiled.get(constraint)
+            if known is not None:
+                self._compiled.move_to_end(constraint)
+                return known
+        # Without the lock: a grammar that takes long stops nobody else.
+        matcher = _compiled(constraint, self._trie)
+        with self._lock:
+            self._compiled[constraint] = matcher
+            if len(self._compiled) > _KEPT:
+                self._compiled.popitem(last=False)
+        return matcher
+
+    def matcher(self, constraint: Constraint, stop_ids: Collection[int]) -> "Matcher":
+        """For one answer, which these ids may end where the constraint lets it end."""
+        return Matcher(self.compile(constraint).deep_copy(), self._vocab_size, stop_ids)
+
+
+class Matcher:
+    """How far one answer has come in its grammar: `allowed` [V] are the tokens that may come next.
+
+    `is_over`: nothing can follow. `error`: nothing can follow, and the answer is not complete either.
+    """
+
+    def __init__(self, matcher: "LLMatcher", vocab_size: int, stop_ids: Collection[int]) -> None:
+        self._matcher = matcher
+        self._vocab_size = vocab_size
+        self._stop_ids = [token_id for token_id in stop_ids if token_id < vocab_size]
+        self.is_over = False
+        self.error: str | None = None
+        self.allowed = self._look()
+
+    def accept(self, token_id: int) -> None:
+        """The answer goes on with this token."""
+        if token_id in self._stop_ids and self.allowed[token_id]:
+            self.is_over = True
+            return
+        self._matcher.consume_token(token_id)
+        self.allowed = self._look()
+
+    def fork(self, token_ids: Sequence[int]) -> "Matcher | None":
+        """A matcher that has gone on with these tokens; None if they leave the grammar or end it."""
+        ahead = self._matcher.deep_copy()
+        if ahead.try_consume_tokens([*token_ids]) < len(token_ids):
+            return None
+        other = Matcher(ahead, self._vocab_size, self._stop_ids)
+        return None if other.is_over else other
+
+    def _look(self) -> Bools:
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        allowed = np.unpackbits(bits, count=self._vocab_size + 1, bitorder="little").view(np.bool_)
+        may_end, allowed = bool(allowed[-1]), allowed[:-1]
+        allowed[self._stop_ids] = False
+        self.is_over = not allowed.any()
+        if self._matcher.is_error() or (self.is_over and not may_end):
+            self.is_over = True
+            self.error = self._matcher.get_error() or "no token can go on with the answer."
+        allowed[self._stop_ids] = may_end
+        return allowed
+
+
+class _Vocabulary:
+    """A tokenizer as llguidance wants to see one."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self._tokenizer = tokenizer
+        used = min(tokenizer.size, vocab_size)
+        # No bytes: a token that is in no text, like the model's rows beyond the vocabulary.
+        self.tokens = [tokenizer.token_bytes(i) if tokenizer.has(i) else b"" for i in range(used)]
+        self.tokens += [b""] * (vocab_size - used) + [b"<|end of the answer|>"]
+        self.eos_token_id = vocab_size
+        self.special_token_ids = [*(i for i in tokenizer.control_ids if i < vocab_size), vocab_size]
+
+    def __call__(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text)
+
+
+def _trie(tokenizer: Tokenizer, vocab_size: int) -> "LLTokenizer":
+    from llguidance import LLTokenizer
+
+    return LLTokenizer(_Vocabulary(tokenizer, vocab_size), n_vocab=vocab_size + 1)  # type: ignore[arg-type]
+
+
+def _compiled(constraint: Constraint, trie: "LLTokenizer") -> "LLMatcher":
+    from llguidance import LLMatcher, LLParserLimits
+
+    limits = LLParserLimits(verbose_errors=False)
+    matcher = LLMatcher(trie, _grammar(constraint), log_level=0, limits=limits)
+    if not matcher.is_error() and not any(matcher.compute_bitmask()):
+        raise _refused(constraint, "no answer can match it.")
+    if matcher.is_error():
+        raise _refused(constraint, matcher.get_error())
+    return matcher
+
+
+def _grammar(constraint: Constraint) -> str:
+    """llguidance's own form of a constraint."""
+    from llguidance import LLMatcher
+
+    source = constraint.source
+    if constraint.kind == "regex":
+        return LLMatcher.grammar_from_regex(source)
+    if constraint.kind == "lark":
+        return LLMatcher.grammar_from_lark(source)
+    if constraint.kind == "choice":
+        # One terminal, which is an automaton; as rules, thousands of choices would be thousands of items per token.
+        choices = " | ".join(json.dumps(text) for text in json.loads(source))
+        return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {choices}")
+    schema = json.loads(source) if constraint.kind == "json_schema" else {"type": "object"}
+    if not isinstance(schema, dict):
+        schema = {"allOf": [schema]}
+    return LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": _WHITESPACE})
+
+
+def _refused(constraint: Constraint, why: str) -> RequestError:
+    shown = " ".join(why.split())[:_SHOWN]
+    return RequestError(f"the answer cannot be held to this {constraint.kind.replace('_', ' ')}: {shown}")
