@@ -1,6 +1,5 @@
 """Times generation step by step through the engine, sampling and Python included. Knows no file or process."""
 
-import math
 import random
 import statistics
 import time
@@ -16,6 +15,7 @@ from kiloq.model import ModelConfig, Transformer
 from kiloq.ops.layout import PackedWeight
 
 from .machine import forget_peak, peak_bytes
+from .percentiles import percentile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,12 +105,6 @@ def generate(engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: int) 
         last = now
     assert first is not None
     return Run(first_token=first, steps=tuple(steps), total=last - begin)
-
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    """The smallest value that at least `percent` of all do not exceed."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
 
 def weight_bytes_per_step(model: Transformer) -> int:

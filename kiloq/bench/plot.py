@@ -2,9 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kiloq.errors import MissingExtraError
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+"""A line's name -> its points, across and up."""
 Series = Mapping[str, Mapping[str, float]]
 """A line or colour's name -> a group's label -> the value."""
 
@@ -48,6 +54,31 @@ def draw(path: Path, title: str, panels: Sequence[tuple[str, Series]]) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower center", ncols=3)
     figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
+def draw_curves(path: Path, title: str, panels: Sequence[tuple[str, str, Curves]]) -> None:
+    """One PNG with a panel of lines for each (what is across, what is up, its curves)."""
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.0 * len(panels), 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, (across, up, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for name, (xs, ys) in curves.items():
+            axis.plot(xs, ys, label=name)
+        axis.set_xlabel(across)
+        axis.set_ylabel(up)
+        axis.set_ylim(bottom=0)
+        axis.spines[["top", "right"]].set_visible(False)
+        if len(curves) > 1:
+            axis.legend(frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
+def _save(figure: "Figure", path: Path) -> None:
     partial = path.with_name(f"{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(partial, format="png", dpi=150)

@@ -18,6 +18,12 @@ Cells = list[dict[str, object]]
 KVKinds = Annotated[str, Parameter(help="How keys and values are kept: auto (bf16), int8, or both with a comma.")]
 
 app = App(name="bench", help="Speed and memory of a model on this machine, end to end through the engine.")
+app.command(
+    "kiloq.cli.bench_serve:serve",
+    name="serve",
+    help="Ask a server for many answers at once: speed, waits, and what was lost.",
+    help_prologue="Example: `kiloq bench serve --shape qwen2.5-0.5b --clients 32`",
+)
 
 
 @Parameter(name="*")
