@@ -1,18 +1,25 @@
-"""The web application: routes put together, errors in the shape of the API that was called. Knows no model."""
+"""The web application: routes put together, guarded, errors in the shape of the API that was called. Knows no model."""
 
-import json
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kiloq.errors import KiloqError
 
-from . import dashscope, openai_chat, openai_completions, openai_models, tokens
-from .errors import Problem, problem_of
-from .service import Service
+from . import dashscope, health, openai_chat, openai_completions, openai_models, tokens
+from .access_log import AccessLog, record_of, writer
+from .auth import KeyCheck
+from .errors import error_response, problem_of
+from .http import ClientGoneError
+from .limits import BodyLimit, HostCheck, is_loopback
+from .service import ServeConfig, Service
 
 ROUTES: tuple[Callable[[Service], APIRouter], ...] = (
     openai_chat.routes,
@@ -20,7 +27,13 @@ ROUTES: tuple[Callable[[Service], APIRouter], ...] = (
     openai_models.routes,
     tokens.routes,
     dashscope.routes,
+    health.routes,
 )
+
+_OPEN = ("/", "/health", "/health/live", "/ping", "/docs", "/openapi.json", "/favicon.ico")
+_OPEN_BELOW = ("/web/", "/docs/")  # files that say nothing of the model and cost nothing
+
+_log = logging.getLogger("kiloq.serve")
 
 
 def create_app(service: Service) -> FastAPI:
@@ -30,28 +43,65 @@ def create_app(service: Service) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.engine.start()
         yield
-        await service.engine.drain(service.config.drain_seconds)
         service.engine.stop()
 
-    app = FastAPI(title="kiloq", lifespan=lifespan)
+    app = FastAPI(
+        title="kiloq",
+        version=version("kiloq"),
+        summary=f"{service.name}, served to OpenAI and DashScope clients.",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
     for routes in ROUTES:
         app.include_router(routes(service))
-    app.add_exception_handler(KiloqError, _refuse)
-    app.add_exception_handler(RequestValidationError, _refuse_fields)
+    for kind in (KiloqError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, _refuse)
+    _guard(app, service.config)
     return app
 
 
+def _guard(app: FastAPI, config: ServeConfig) -> None:
+    """What every request passes; added from the inside out."""
+    app.add_middleware(BodyLimit, max_body=config.max_body)
+    if config.api_keys:
+        app.add_middleware(KeyCheck, keys=config.api_keys, is_open=_is_open)
+    elif is_loopback(config.host):
+        app.add_middleware(HostCheck, allowed=config.allowed_hosts)
+    app.add_middleware(_Guard)
+    if config.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),  # what the page asks for; keys travel in headers, not in cookies
+            expose_headers=("x-request-id", "retry-after"),
+        )
+    write = None if config.log_format == "none" else writer(config.log_format)
+    app.add_middleware(AccessLog, write=write)
+
+
+def _is_open(path: str) -> bool:
+    return path in _OPEN or path.startswith(_OPEN_BELOW)
+
+
 async def _refuse(request: Request, error: Exception) -> Response:
-    return _response(problem_of(error))
+    headers = error.headers if isinstance(error, HTTPException) else None
+    return error_response(problem_of(error), request.scope, headers)
 
 
-async def _refuse_fields(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    where = ".".join(str(step) for step in first["loc"][1:])
-    return _response(Problem(status=400, message=f"{where or 'the body'}: {first['msg']}.", param=where or None))
+class _Guard:
+    """An error that nobody expected becomes a 500 without details; the log has them, and the server goes on."""
 
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
 
-def _response(problem: Problem) -> Response:
-    headers = {} if problem.retry_after is None else {"Retry-After": str(problem.retry_after)}
-    return JSONResponse(json.loads(json.dumps(problem.openai())), problem.status, headers)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except ClientGoneError:
+            record_of(scope).end = "gone"
+        except Exception as error:
+            if scope["type"] != "http" or record_of(scope).status is not None:
+                raise
+            _log.error("%s %s failed (request %s)", scope["method"], scope["path"], record_of(scope).id, exc_info=error)
+            await error_response(problem_of(error), scope)(scope, receive, send)

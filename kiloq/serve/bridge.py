@@ -84,6 +84,16 @@ class EngineThread:
         self._is_draining = False
 
     @property
+    def healthy(self) -> bool:
+        """Whether requests can be answered."""
+        return self._thread.is_alive()
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether no new requests are taken, for good."""
+        return self._is_draining
+
+    @property
     def stats(self) -> EngineStats:
         return self.llm.engine.stats
 

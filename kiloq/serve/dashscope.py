@@ -16,14 +16,14 @@ from .dashscope_events import Answer, Json, error_event, result_event, usage_of
 from .dashscope_schema import GenerationRequest, Input, TokenizeRequest
 from .dialogue import AnswerDelta, ChatTask, Dialogue
 from .errors import ApiError, problem_of
-from .http import EventStream
+from .http import EventStream, json_router
 from .service import Service
 
 _EVENT_STREAM = "text/event-stream"
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter(prefix="/api/v1", tags=["DashScope"])
+    router = json_router("/api/v1", "DashScope")
 
     @router.post("/services/aigc/text-generation/generation", response_model=None)
     async def generation(

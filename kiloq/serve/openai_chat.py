@@ -13,7 +13,7 @@ from kiloq.chat import parse_messages, parse_tools
 from kiloq.engine import SamplingParams
 
 from .dialogue import ChatTask, Dialogue
-from .http import EventStream
+from .http import EventStream, json_router
 from .service import Service
 
 
@@ -27,7 +27,7 @@ class ChatRequest(BaseModel):
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter()
+    router = json_router()
 
     @router.post("/v1/chat/completions", tags=["OpenAI"], response_model=None)
     async def chat(request: ChatRequest) -> Response:

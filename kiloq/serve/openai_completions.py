@@ -15,7 +15,7 @@ from kiloq.engine import Usage
 
 from .continuations import ChoicePiece, ChoiceWriter, Continuations, Scores, total
 from .errors import problem_of
-from .http import EventStream
+from .http import EventStream, json_router
 from .prompts import PROMPTS_SCHEMA, Prompt, read_prompts, refuse
 from .sampling import SamplingFields, sampling_params
 from .service import Service
@@ -49,7 +49,7 @@ class CompletionRequest(SamplingFields):
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter()
+    router = json_router()
 
     @router.post("/v1/completions", tags=["OpenAI"], response_model=None)
     async def completions(request: CompletionRequest) -> Response:

@@ -1,8 +1,12 @@
 """What every route of the server is given: the model, its engine's thread, the names it answers to, the limits."""
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 from kiloq.engine import LLM
+from kiloq.errors import ConfigError
 
 from .bridge import EngineThread
 from .errors import ApiError, Problem
@@ -19,18 +23,40 @@ ALIASES = (
     "gpt-3.5-turbo",
 )
 
+_ORIGIN = re.compile(r"https?://[^\s/?#*@]+")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """Everything that `kiloq serve` can be told, checked."""
+    """Everything that `kiloq serve` can be told about its door, checked."""
 
     host: str = "127.0.0.1"
     port: int = 8000
     names: tuple[str, ...] = ()  # the first is shown; all are answered to
+    adapters: tuple[tuple[str, Path], ...] = ()  # names and folders of LoRA adapters
     api_keys: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()  # besides loopback's own, while there is no key
     max_body: int = 4 << 20  # bytes
     cors_origins: tuple[str, ...] = ()
     drain_seconds: float = 30.0
+    log_format: Literal["text", "json", "none"] = "text"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 1 << 16:
+            raise ConfigError(f"--port is {self.port}; it must be between 0 (any free one) and 65,535.")
+        if self.max_body < 1:
+            raise ConfigError(f"--max-body is {self.max_body:,} bytes; it must be at least 1.")
+        if not 0 <= self.drain_seconds < float("inf"):
+            raise ConfigError(f"--drain-timeout is {self.drain_seconds}; it must be 0 or more seconds.")
+        for origin in self.cors_origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ConfigError(
+                    f"--cors-origin is {origin!r}; it must be an exact origin such as https://chat.example.com:8443."
+                )
+        names = (*self.names, *(name for name, _ in self.adapters))
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ConfigError(f"the name {twice!r} is given twice; every model and adapter needs its own.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kiloq.chat import parse_messages, parse_tools, render
 
+from .http import json_router
 from .prompts import check_ids, encode, refuse
 from .service import Service
 
@@ -36,7 +37,7 @@ class DetokenizeRequest(BaseModel):
 
 
 def routes(service: Service) -> APIRouter:
-    router = APIRouter()
+    router = json_router()
 
     @router.post("/tokenize", tags=["Tokens"])
     async def tokenize(request: TokenizeRequest) -> dict[str, object]:

@@ -1,0 +1,26 @@
+"""/health: whether this server can answer now. Knows the engine's thread, no model."""
+
+from fastapi import APIRouter
+
+from .errors import ApiError, Problem
+from .service import Service
+
+
+def routes(service: Service) -> APIRouter:
+    router = APIRouter(tags=["Operations"])
+
+    @router.get("/health")
+    @router.get("/ping", include_in_schema=False)
+    async def health() -> dict[str, str]:
+        """200 when requests are answered; 503 while the server shuts down, or when the engine has failed."""
+        if service.engine.is_draining or not service.engine.healthy:
+            message = "The server is shutting down, or its engine has failed; send nothing more here."
+            raise ApiError(Problem(status=503, message=message, type="server_error", code="unavailable", retry_after=5))
+        return {"status": "ok"}
+
+    @router.get("/health/live")
+    async def live() -> dict[str, str]:
+        """200 as long as the process answers at all."""
+        return {"status": "ok"}
+
+    return router
