@@ -3,11 +3,14 @@
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 _THINK, _END_THINK = "<think>", "</think>"
 _CALL, _END_CALL = "<tool_call>", "</tool_call>"
-_ACTION, _INPUT, _OBSERVATION, _FINAL = "\nAction:", "\nAction Input:", "\nObservation:", "\nFinal Answer: "
+_OBSERVATION = "\nObservation:"
+_INPUT = "\nAction Input:"
+_ACTION = re.compile(r"(?:\A\s*|\n)Action:")
+_FINAL = re.compile(r"(?:\A\s*|\n)Final Answer:")
 # The usual beginning of a call, after which its arguments can be shown as they come.
 _CALL_HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\{)')
 
@@ -24,11 +27,15 @@ class CallDelta:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What became certain: a piece of content, or of reasoning, or of one tool call."""
+    """What became certain: a piece of content, or of reasoning, or of one tool call.
+
+    Content is always a piece of the answer's text; `start` is its place there, in characters.
+    """
 
     content: str = ""
     reasoning: str = ""
     call: CallDelta | None = None
+    start: int = field(default=0, compare=False)
 
 
 class Reader:
@@ -40,9 +47,21 @@ class Reader:
         self.calls = 0
         self._new_id = new_id
         self._shown: list[Delta] = []
+        self._length = 0  # of all that was read
+
+    @property
+    def is_thinking(self) -> bool:
+        """Whether what comes next may be part of a thought."""
+        raise NotImplementedError
+
+    @property
+    def in_call(self) -> bool:
+        """Whether a call has begun and not ended."""
+        return False
 
     def read(self, text: str, *, last: bool) -> list[Delta]:
         self.text += text
+        self._length += len(text)
         while self.step(last):
             pass
         shown, self._shown = self._shown, []
@@ -52,17 +71,22 @@ class Reader:
         self.step, self.text = step, text
         return True
 
-    def show(self, delta: Delta) -> None:
-        if delta != Delta():
-            self._shown.append(delta)
+    def show_content(self, content: str, at: int) -> None:
+        """`at` is where it begins in `text`; negative: before it."""
+        if content:
+            self._shown.append(Delta(content=content, start=self._length - len(self.text) + at))
+
+    def show_reasoning(self, thought: str) -> None:
+        if thought:
+            self._shown.append(Delta(reasoning=thought))
 
     def begin_call(self, name: str) -> None:
-        self.show(Delta(call=CallDelta(self.calls, id=self._new_id(), name=name)))
+        self._shown.append(Delta(call=CallDelta(self.calls, id=self._new_id(), name=name)))
         self.calls += 1
 
     def show_arguments(self, text: str) -> None:
         if text:
-            self.show(Delta(call=CallDelta(self.calls - 1, arguments=text)))
+            self._shown.append(Delta(call=CallDelta(self.calls - 1, arguments=text)))
 
     def take(self, end: int) -> str:
         """Cut the first part of the text off."""
@@ -84,6 +108,14 @@ class HermesReader(Reader):
         self._blank = ""  # before the present call; shown only if it turns out to be none
         self._scan = _ObjectScan()
 
+    @property
+    def is_thinking(self) -> bool:
+        return self.step in (self._start, self._reason)
+
+    @property
+    def in_call(self) -> bool:
+        return self.step == self._show_arguments
+
     def _start(self, last: bool) -> bool:
         begin = self.text.lstrip()
         if begin.startswith(_THINK):
@@ -96,11 +128,11 @@ class HermesReader(Reader):
             return False
         at = self.text.find(_END_THINK)
         if at >= 0:
-            self.show(Delta(reasoning=self.text[:at].rstrip("\n")))
+            self.show_reasoning(self.text[:at].rstrip("\n"))
             self._trim = True
             return self.go(self._speak, self.text[at + len(_END_THINK) :])
         safe = len(self.text) if last else _safe(self.text, _END_THINK)
-        self.show(Delta(reasoning=self.take(len(self.text[:safe].rstrip("\n")))))
+        self.show_reasoning(self.take(len(self.text[:safe].rstrip("\n"))))
         return False
 
     def _speak(self, last: bool) -> bool:
@@ -110,12 +142,13 @@ class HermesReader(Reader):
         if at >= 0:
             said = self.text[:at].rstrip()
             self._blank = self.text[len(said) : at]
-            self.show(Delta(content=said))
+            self.show_content(said, 0)
             return self.go(self._call, self.text[at + len(_CALL) :])
         safe = len(self.text)
         if self._tools and not (last and not self.calls):
             safe = len(self.text[: safe if last else _safe(self.text, _CALL)].rstrip())
-        self.show(Delta(content=self.take(safe)))
+        self.show_content(self.text[:safe], 0)
+        self.take(safe)
         return False
 
     def _call(self, last: bool) -> bool:
@@ -134,7 +167,8 @@ class HermesReader(Reader):
             self.begin_call(call[0])
             self.show_arguments(call[1])
         else:
-            self.show(Delta(content=f"{self._blank}{_CALL}{body}{_END_CALL if end >= 0 else ''}"))
+            lead = self._blank + _CALL
+            self.show_content(f"{lead}{body}{_END_CALL if end >= 0 else ''}", -len(lead))
         return self.go(self._speak, "" if end < 0 else self.text[end + len(_END_CALL) :])
 
     def _show_arguments(self, last: bool) -> bool:
@@ -157,27 +191,36 @@ class HermesReader(Reader):
 class ReActReader(Reader):
     """Thought: reasoning, then either Action: name and Action Input: arguments, or Final Answer: content.
 
-    As the published server reads it, but from left to right: the first complete marker decides. The thought before a
-    call is its content; an answer that has no marker is content as it stands, known when it ends.
+    As the published server reads it, but from left to right: the first complete marker decides. Markers begin a line;
+    an answer may begin with one, without a thought. The thought before a call is its content; an answer that has no
+    marker is content as it stands, known when it ends. Where no `calls` may be made, an action is no marker.
     """
 
-    def __init__(self, new_id: Callable[[], str]) -> None:
+    def __init__(self, new_id: Callable[[], str], *, calls: bool) -> None:
         super().__init__(self._think, new_id)
+        self._may_call = calls
         self._begun = False
 
+    @property
+    def is_thinking(self) -> bool:
+        return self.step == self._think
+
     def _think(self, last: bool) -> bool:
-        final, action = self.text.find(_FINAL), self.text.find(_ACTION)
-        given = self.text.find(_INPUT, action) if action >= 0 else -1
-        name = self.text[action + len(_ACTION) : given].strip() if given >= 0 else ""
-        if name and not 0 <= final < given:
-            self.show(Delta(content=_thought(self.text[:action])))
+        final, action = _FINAL.search(self.text), _ACTION.search(self.text) if self._may_call else None
+        given = self.text.find(_INPUT, action.end()) if action else -1
+        name = self.text[action.end() : given].strip() if action and given >= 0 else ""
+        if action and name and not (final and final.start() < given):
+            start, end = _thought(self.text, action.start())
+            self.show_content(self.text[start:end], start)
             self.begin_call(name)
             return self.go(self._input, self.text[given + len(_INPUT) :])
-        if final >= 0:
-            self.show(Delta(reasoning=_thought(self.text[:final])))
-            return self.go(self._answer, self.text[final + len(_FINAL) :])
+        if final:
+            start, end = _thought(self.text, final.start())
+            self.show_reasoning(self.text[start:end])
+            return self.go(self._lead, self.text[final.end() :])
         if last:
-            self.show(Delta(content=self.take(len(self.text))))
+            self.show_content(self.text, 0)
+            self.text = ""
         return False
 
     def _input(self, last: bool) -> bool:
@@ -190,8 +233,13 @@ class ReActReader(Reader):
             self._begun = True
         return at >= 0 and self.go(self._ignore, "")
 
+    def _lead(self, last: bool) -> bool:
+        """The blank after the marker belongs to it."""
+        return bool(self.text) and self.go(self._answer, self.text.removeprefix(" "))
+
     def _answer(self, last: bool) -> bool:
-        self.show(Delta(content=self.take(len(self.text))))
+        self.show_content(self.text, 0)
+        self.text = ""
         return False
 
     def _ignore(self, last: bool) -> bool:
@@ -234,8 +282,13 @@ def _safe(text: str, marker: str) -> int:
     return len(text)
 
 
-def _thought(text: str) -> str:
-    return text.partition("Thought: ")[2].strip() if "Thought: " in text else text.strip()
+def _thought(text: str, end: int) -> tuple[int, int]:
+    """Where a thought begins and ends, without its marker and the blanks around it."""
+    marker = text.find("Thought:", 0, end)
+    said = text[marker + len("Thought:") if marker >= 0 else 0 : end]
+    stripped = said.strip()
+    start = end - len(said.lstrip())
+    return start, start + len(stripped)
 
 
 def _whole_call(text: str) -> tuple[str, str] | None:

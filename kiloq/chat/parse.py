@@ -24,7 +24,8 @@ class Reply:
 class ReplyParser:
     """Reads one answer of a model of the given format; `tools` and `thinking` are those of its prompt.
 
-    `new_id` names the tool calls; clients tell calls of a whole conversation apart by it.
+    Without `calls` the conversation knows tools, but none may be called. `new_id` names the tool calls; clients tell
+    calls of a whole conversation apart by it.
     """
 
     def __init__(
@@ -32,16 +33,28 @@ class ReplyParser:
         fmt: ChatFormat,
         *,
         tools: bool = False,
+        calls: bool = True,
         thinking: bool | None = None,
         new_id: Callable[[], str] | None = None,
     ) -> None:
         name = new_id or _random_id
         self._reader: Reader
         if tools and fmt.tool_style == "react":
-            self._reader = ReActReader(name)
+            self._reader = ReActReader(name, calls=calls)
         else:
             expects = fmt.thinking == "always" or (fmt.thinking == "hybrid" and thinking is not False)
-            self._reader = HermesReader(name, tools=tools, thinks=expects, inside=fmt.thinking == "always")
+            inside = fmt.thinking == "always"
+            self._reader = HermesReader(name, tools=tools and calls, thinks=expects, inside=inside)
+
+    @property
+    def is_thinking(self) -> bool:
+        """Whether what comes next may be part of a thought."""
+        return self._reader.is_thinking
+
+    @property
+    def in_call(self) -> bool:
+        """Whether a call has begun whose arguments are not complete."""
+        return self._reader.in_call
 
     def push(self, text: str) -> list[Delta]:
         """What the next piece of text makes certain."""

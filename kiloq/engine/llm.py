@@ -149,10 +149,21 @@ class LLM:
         window = self.generation.max_window if window is None else window
         window = min(window, self.engine.max_context - room + 1)
         kept = trim_history(parsed, self.tokenizer, self.format, window, tools=known_tools, thinking=thinking)
-        rendered = render(kept, self.tokenizer, self.format, tools=known_tools, thinking=thinking)
+        return self.whole_prompt_of(kept, params, tools=known_tools, thinking=thinking)
+
+    def whole_prompt_of(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams,
+        *,
+        tools: Sequence[Tool] = (),
+        thinking: bool | None = None,
+    ) -> Prompt:
+        """As `prompt_of`, with every message: one that is too long is the engine's to refuse, with the numbers."""
+        rendered = render(messages, self.tokenizer, self.format, tools=tools, thinking=thinking)
         if not params.ignore_eos:  # a base model's own stop ids may not know where a turn ends
             params = dataclasses.replace(params, stop_ids=(*params.stop_ids, self.tokenizer.im_end_id))
-        if known_tools:
+        if tools or any(message.role == "tool" for message in messages):
             params = dataclasses.replace(params, stop=(*params.stop, *self.format.tool_stop))
         return rendered.ids, params
 

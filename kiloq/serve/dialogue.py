@@ -3,20 +3,22 @@
 Knows conversations, formats and the engine's events; no wire format.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from kiloq.chat import Message, ReplyParser, Tool
-from kiloq.chat.grammar import Delta
-from kiloq.engine import Event, SamplingParams, Usage
+from kiloq.engine import SamplingParams
 from kiloq.engine.params import Constraint
-from kiloq.engine.sampler import Sampled
 
+from .answers import AnswerDelta, AnswerReader, Ending, TokenSpans
 from .bridge import AnswerStream
 from .service import Service
 
-Ending = Literal["stop", "length", "tool_calls"]
+__all__ = ["AnswerDelta", "ChatTask", "Dialogue", "Ending", "ToolChoice"]
+
+_LONG_TEXT = 4_000  # characters; laying out as much takes longer than a thread's start
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,54 +43,51 @@ class ChatTask:
     adapter: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerDelta:
-    """What became certain of answer `index`. The last of an answer has its ending, the last of all the usage."""
-
-    index: int
-    delta: Delta = field(default_factory=Delta)
-    logprobs: tuple[Sampled, ...] = ()
-    finish_reason: Ending | None = None
-    usage: Usage | None = None
-
-
 class Dialogue:
     """The answers to one ChatTask as they are made, in lists of deltas. `close` ends them."""
 
-    def __init__(self, service: Service, task: ChatTask, stream: AnswerStream, prompt_tokens: int) -> None:
+    def __init__(self, stream: AnswerStream, answers: list[AnswerReader], prompt_tokens: int) -> None:
         self.prompt_tokens = prompt_tokens
         self._stream = stream
-        fmt, tools = service.llm.format, bool(task.tools)
-        self._parsers = [ReplyParser(fmt, tools=tools, thinking=task.thinking) for _ in range(task.params.n)]
-        self._has_calls = [False] * task.params.n
-        self.completion_tokens = [0] * task.params.n  # drawn so far, stop tokens included
+        self._answers = answers
+
+    @property
+    def completion_tokens(self) -> list[int]:
+        """Of each answer, drawn so far, stop tokens included."""
+        return [answer.completion_tokens for answer in self._answers]
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """Of all answers so far; a part of the completion's."""
+        return sum(answer.reasoning_tokens for answer in self._answers)
 
     @classmethod
     async def open(cls, service: Service, task: ChatTask) -> "Dialogue":
         """Admitted, or refused with RequestError or BusyError, before anything is answered."""
-        prompt_ids, params = service.llm.prompt_of(task.messages, task.params, tools=task.tools, thinking=task.thinking)
-        params = replace(params, constraint=params.constraint or task.content)
-        stream = await service.engine.open(prompt_ids, params, adapter=task.adapter)
-        return cls(service, task, stream, len(prompt_ids))
+        llm, tools = service.llm, task.tools if task.tool_choice.mode != "none" else ()
+
+        def lay_out() -> tuple[list[int], SamplingParams]:
+            ids, params = llm.whole_prompt_of(task.messages, task.params, tools=tools, thinking=task.thinking)
+            return list(ids), replace(params, constraint=params.constraint or task.content)
+
+        is_long = sum(len(message.content) for message in task.messages) > _LONG_TEXT
+        ids, params = await asyncio.to_thread(lay_out) if is_long else lay_out()
+        stream = await service.engine.open(ids, params, adapter=task.adapter)
+        # Results of tools in the history make v1 go on in the form of calls, even if none may follow.
+        in_form = bool(tools) or any(message.role == "tool" for message in task.messages)
+        answers = [
+            AnswerReader(
+                index,
+                ReplyParser(llm.format, tools=in_form, calls=bool(tools), thinking=task.thinking),
+                None if params.logprobs is None else TokenSpans(llm.tokenizer),
+            )
+            for index in range(params.n)
+        ]
+        return cls(stream, answers, len(ids))
 
     def close(self) -> None:
         self._stream.close()
 
     async def __aiter__(self) -> AsyncIterator[list[AnswerDelta]]:
         async for events in self._stream:
-            yield [delta for event in events for delta in self._deltas(event)]
-
-    def _deltas(self, event: Event) -> list[AnswerDelta]:
-        parser = self._parsers[event.index]
-        self.completion_tokens[event.index] += len(event.token_ids) + (event.stop_id is not None)
-        deltas = parser.push(event.text) + (parser.finish() if event.finish_reason else [])
-        parts = [AnswerDelta(event.index, delta) for delta in deltas]
-        self._has_calls[event.index] |= any(delta.call is not None for delta in deltas)
-        if event.logprobs:
-            parts.insert(0, AnswerDelta(event.index, logprobs=event.logprobs))
-        if event.finish_reason:
-            ending: Ending = "length" if event.finish_reason == "length" else "stop"
-            if ending == "stop" and self._has_calls[event.index]:
-                ending = "tool_calls"
-            parts.append(AnswerDelta(event.index, finish_reason=ending, usage=event.usage))
-        return parts
+            yield [delta for event in events for delta in self._answers[event.index].read(event)]

@@ -1,68 +1,56 @@
 """/v1/chat/completions: OpenAI's chat API. Knows the wire format, not the model."""
 
-import json
 import time
 import uuid
-from collections.abc import AsyncIterator
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
 
-from kiloq.chat import parse_messages, parse_tools
-from kiloq.engine import SamplingParams
-
-from .dialogue import ChatTask, Dialogue
-from .http import EventStream, json_router
+from .dialogue import Dialogue
+from .http import EventStream, json_router, while_connected
+from .openai_chat_answer import Style, whole_answer
+from .openai_chat_chunks import ChunkWriter, chunks
+from .openai_chat_request import ChatRequest, StreamOptions
 from .service import Service
 
 
-class ChatRequest(BaseModel):
-    model: str
-    messages: list[dict[str, object]]
-    stream: bool = False
-    temperature: float | None = None
-    max_tokens: int | None = None
-    tools: list[dict[str, object]] | None = None
-
-
 def routes(service: Service) -> APIRouter:
+    """The route of chat completions."""
     router = json_router()
 
     @router.post("/v1/chat/completions", tags=["OpenAI"], response_model=None)
-    async def chat(request: ChatRequest) -> Response:
-        """Answer a conversation."""
-        given = {name: value for name in ("temperature", "max_tokens") if (value := getattr(request, name)) is not None}
-        task = ChatTask(
-            messages=parse_messages(request.messages),
-            params=SamplingParams.for_model(service.llm.generation, **given),
-            tools=parse_tools(request.tools),
-            adapter=service.adapter_of(request.model),
-        )
+    async def chat(body: ChatRequest, request: Request) -> Response:
+        """Answer a conversation, as a whole or as a stream of server-sent events, as OpenAI specifies it.
+
+        Of OpenAI's fields, `audio`, `prediction`, `web_search_options` and image parts are refused. Fields that nobody
+        knows are ignored, and the header `x-kiloq-ignored` names them.
+        """
+        task = body.task(service.llm.generation, adapter=service.adapter_of(body.model))
         dialogue = await Dialogue.open(service, task)
-        head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": request.model}
-        if request.stream:
-            return EventStream(_chunks(head, dialogue), dialogue.close, {})
-        content, reason = "", None
-        async for deltas in dialogue:
-            for delta in deltas:
-                content += delta.delta.content
-                reason = delta.finish_reason or reason
-        message = {"role": "assistant", "content": content, "refusal": None}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason}
-        return JSONResponse({**head, "object": "chat.completion", "choices": [choice]})
+        head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": body.model}
+        logprobs = service.llm.tokenizer if body.logprobs else None
+        style = Style(is_legacy=body.is_legacy, is_named=body.is_named)
+        if not body.stream:
+            try:
+                answer = await while_connected(
+                    request, whole_answer(dialogue, choices=task.params.n, style=style, logprobs=logprobs)
+                )
+            finally:
+                dialogue.close()
+            return JSONResponse({**head, "object": "chat.completion", **answer}, headers=body.ignored())
+        options = body.stream_options or StreamOptions()
+        writer = ChunkWriter(
+            head,
+            style=style,
+            logprobs=logprobs,
+            include_usage=bool(options.include_usage),
+        )
+        pieces = chunks(
+            dialogue,
+            writer,
+            include_usage=bool(options.include_usage),
+            continuous=bool(options.continuous_usage_stats),
+        )
+        return EventStream(pieces, dialogue.close, body.ignored())
 
     return router
-
-
-async def _chunks(head: dict[str, object], dialogue: Dialogue) -> AsyncIterator[bytes]:
-    async for deltas in dialogue:
-        for delta in deltas:
-            choice = {
-                "index": delta.index,
-                "delta": {"content": delta.delta.content},
-                "finish_reason": delta.finish_reason,
-            }
-            body = {**head, "object": "chat.completion.chunk", "choices": [choice]}
-            yield f"data: {json.dumps(body, ensure_ascii=False)}\n\n".encode()
-    yield b"data: [DONE]\n\n"
