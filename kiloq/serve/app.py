@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kiloq.errors import KiloqError
 
-from . import dashscope, health, openai_chat, openai_completions, openai_models, tokens
+from . import dashscope, health, openai_chat, openai_completions, openai_models, pages, tokens
 from .access_log import AccessLog, record_of, writer
 from .auth import KeyCheck
 from .errors import error_response, problem_of
@@ -28,6 +28,7 @@ ROUTES: tuple[Callable[[Service], APIRouter], ...] = (
     tokens.routes,
     dashscope.routes,
     health.routes,
+    pages.routes,
 )
 
 _OPEN = ("/", "/health", "/health/live", "/ping", "/docs", "/openapi.json", "/favicon.ico")
