@@ -42,7 +42,6 @@ def test_a_name_becomes_a_control_token_only_when_that_is_asked_for(http: httpx.
     assert count(parse_special=True) == [tokenizer.im_end_id]
 
 
-@pytest.mark.xfail(reason="chat completions tell no usage yet", strict=True)
 @pytest.mark.parametrize("generation", ["qwen1", "qwen2.5", "qwen3"])
 def test_messages_count_as_many_tokens_as_their_answer_is_charged(
     start_server: Callable[..., Any], generation: str
