@@ -21,15 +21,21 @@ from .http import ClientGoneError
 from .limits import BodyLimit, HostCheck, is_loopback
 from .service import ServeConfig, Service
 
-ROUTES: tuple[Callable[[Service], APIRouter], ...] = (
+Routes = Callable[[Service], APIRouter]
+
+OPENAI: tuple[Routes, ...] = (
     openai_chat.routes,
     openai_completions.routes,
     openai_models.routes,
+)
+ROUTES: tuple[Routes, ...] = (
     tokens.routes,
     dashscope.routes,
     health.routes,
     pages.routes,
 )
+
+_CLOUD_OPENAI = "/compatible-mode"  # where DashScope's cloud has OpenAI's API: the same routes answer there
 
 _OPEN = ("/", "/health", "/health/live", "/ping", "/docs", "/openapi.json", "/favicon.ico")
 _OPEN_BELOW = ("/web/", "/docs/")  # files that say nothing of the model and cost nothing
@@ -53,6 +59,9 @@ def create_app(service: Service) -> FastAPI:
         lifespan=lifespan,
         redoc_url=None,
     )
+    for router in (routes(service) for routes in OPENAI):
+        app.include_router(router)
+        app.include_router(router, prefix=_CLOUD_OPENAI, include_in_schema=False)
     for routes in ROUTES:
         app.include_router(routes(service))
     for kind in (KiloqError, RequestValidationError, HTTPException):

@@ -11,18 +11,6 @@ from .errors import Problem
 
 Json = dict[str, object]
 
-# Codes that the client has exceptions for, by HTTP status; its errors below 500 are mostly the first.
-_CODES = {
-    400: "InvalidParameter",
-    401: "InvalidApiKey",
-    403: "AccessDenied",
-    408: "GatewayTimeout",
-    429: "Throttling.RateQuota",
-    500: "InternalError",
-    503: "ServiceUnavailable",
-    504: "GatewayTimeout",
-}
-
 
 class Answer:
     """What has been said in one answer; a stream of what is new forgets it after each event."""
@@ -91,21 +79,15 @@ def usage_of(prompt_tokens: int, completion_tokens: int, usage: Usage | None) ->
     return counts
 
 
-def error_body(problem: Problem, request_id: str) -> Json:
-    """An error in the API's shape."""
-    code = "Model.NotExist" if problem.code == "model_not_found" else _CODES.get(problem.status, _CODES[400])
-    return {"code": code, "message": problem.message, "request_id": request_id}
-
-
 def result_event(number: int, body: Mapping[str, object]) -> bytes:
     """One event of a stream, in the form that the API's clients parse."""
     return f"id:{number}\nevent:result\n:HTTP_STATUS/200\ndata:{_json(body)}\n\n".encode()
 
 
-def error_event(number: int, problem: Problem, request_id: str) -> bytes:
+def error_event(problem: Problem, request_id: str) -> bytes:
     """The error that ends a stream: clients look for exactly `event:error`, and take the status from its own line."""
-    head = f"id:{number}\nevent:error\nstatus:{problem.status}\n:HTTP_STATUS/{problem.status}\n"
-    return f"{head}data:{_json(error_body(problem, request_id))}\n\n".encode()
+    head = f"event:error\nstatus:{problem.status}\n:HTTP_STATUS/{problem.status}\n"
+    return f"{head}data:{_json(problem.dashscope(request_id))}\n\n".encode()
 
 
 def _json(body: Mapping[str, object]) -> str:

@@ -73,11 +73,11 @@ class Parameters(SamplingFields):
     thinking_budget: Annotated[int, Field(ge=0)] | None = None
     enable_search: bool | None = None
 
-    @field_validator("enable_search")
+    @field_validator("enable_search", "thinking_budget")
     @classmethod
-    def _no_search(cls, value: bool | None) -> bool | None:
+    def _leave_out(cls, value: bool | int | None) -> bool | int | None:
         if value:
-            raise ValueError("there is no web search here; leave it out")
+            raise ValueError("this is not supported here; leave it out")
         return value
 
     def params(self, generation: SamplingDefaults, tokenizer: Tokenizer) -> SamplingParams:

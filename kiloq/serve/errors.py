@@ -20,7 +20,13 @@ DASHSCOPE = "/api/v1/"  # every path below it speaks DashScope, errors too
 # Messages of RequestError begin with the field that is wrong: "messages[0].role is 'x'; it must be ...".
 _FIELD = re.compile(r"([a-z]\w*(?:\[\d+\]|\.\w+)*) (?:is|are|holds|has|cannot)\b")
 _NO_FIELDS = ("it", "this", "that", "there", "what", "one")
-_DASHSCOPE_CODES = {401: "InvalidApiKey", 403: "AccessDenied", 429: "Throttling", 503: "Throttling"}
+_DASHSCOPE_CODES = {  # those that its client has exceptions for
+    401: "InvalidApiKey",
+    403: "AccessDenied",
+    429: "Throttling.RateQuota",
+    503: "ServiceUnavailable",
+    504: "GatewayTimeout",
+}
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _STATUS_CODES = {404: "not_found", 405: "method_not_allowed"}  # of the framework's own errors
 
