@@ -154,6 +154,12 @@ class Engine:
         events, self._events = self._events, []
         return events
 
+    def fail_abandoned(self, error: KiloqError) -> None:
+        """End the requests whose step raised, or all if it is not known whose; the next step tells so."""
+        all_of_them = [request.sequences[0] for request in self._requests.values()]
+        for sequence in self._scheduler.abandoned or all_of_them:
+            self._fail(sequence, error)
+
     def check_integrity(self) -> None:
         """Assert that no block of the cache is lost or held by nobody."""
         self._scheduler.check_integrity()
@@ -254,7 +260,7 @@ class Engine:
         )
 
     def _fail(self, sequence: Sequence, error: KiloqError) -> None:
-        """End the whole request of a sequence that cannot go on."""
+        """End the whole request of a sequence that cannot go on; what is cached of it is not to be trusted."""
         request = sequence.request
         if request.is_finished:
             return
@@ -274,7 +280,7 @@ class Engine:
         if not request.is_finished:
             return None
         del self._requests[request.id]
-        return Usage(len(request.prompt_ids), request.cached_tokens or 0, request.completion_tokens)
+        return request.usage
 
 
 def _no_logits(sequence: Sequence) -> NumericsError:

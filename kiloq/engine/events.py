@@ -1,6 +1,6 @@
 """What the engine tells of its requests. Plain data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from kiloq.errors import KiloqError
@@ -17,6 +17,7 @@ class Usage:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int  # all that were drawn, stop tokens included
+    queue_seconds: float = field(default=0.0, kw_only=True, compare=False)  # from the request to its first step
 
     @property
     def total_tokens(self) -> int:

@@ -10,6 +10,7 @@ others would share keys that were never written.
 """
 
 import heapq
+import time
 from bisect import insort
 from collections.abc import Callable
 from collections.abc import Sequence as Items
@@ -64,6 +65,7 @@ class Scheduler:
         assert step_tokens >= max_batch, (step_tokens, max_batch)
         self.running: list[Sequence] = []  # oldest first
         self.num_preempted = 0
+        self.abandoned: list[Sequence] = []  # those of the latest step that failed
         self._waiting: list[tuple[tuple[int, int], Sequence]] = []  # a heap; the finished are dropped as they surface
         self._blocks = blocks
         self._alpha_of = alpha_of
@@ -130,7 +132,8 @@ class Scheduler:
 
     def abandon(self) -> None:
         """The latest step failed half-way: no key or value of its sequences can be trusted, and they start again."""
-        for sequence in (work.sequence for work in self._planned if work.sequence in self.running):
+        self.abandoned = [work.sequence for work in self._planned if work.sequence in self.running]
+        for sequence in self.abandoned:
             self.running.remove(sequence)
             self._give_back(sequence, poisoned=True)
             self.add(sequence)
@@ -167,6 +170,7 @@ class Scheduler:
         sequence.table, sequence.num_computed = opened
         if sequence.request.cached_tokens is None:
             sequence.request.cached_tokens = sequence.num_computed
+            sequence.request.admitted = time.perf_counter()
         return True
 
     def _give_back(self, sequence: Sequence, *, poisoned: bool = False) -> None:

@@ -1,9 +1,11 @@
 """One request and the answers in the making. Knows its own tokens, not the other requests."""
 
+import time
 from dataclasses import dataclass, field
 
 from kiloq.cache import KeyChain
 
+from .events import Usage
 from .lookup import Guesser
 from .params import SamplingParams
 from .sampler import RowSampler
@@ -23,10 +25,21 @@ class Request:
     sequences: list["Sequence"] = field(default_factory=list)
     cached_tokens: int | None = None  # of the prompt, found in the cache when the first sequence began; None before
     completion_tokens: int = 0  # drawn so far, stop tokens included
+    added: float = field(default_factory=time.perf_counter)
+    admitted: float | None = None  # when the first sequence first ran
 
     @property
     def is_finished(self) -> bool:
         return all(sequence.is_finished for sequence in self.sequences)
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(
+            len(self.prompt_ids),
+            self.cached_tokens or 0,
+            self.completion_tokens,
+            queue_seconds=(self.admitted or time.perf_counter()) - self.added,
+        )
 
 
 @dataclass(kw_only=True, eq=False, slots=True)
