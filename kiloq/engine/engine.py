@@ -260,7 +260,7 @@ class Engine:
         )
 
     def _fail(self, sequence: Sequence, error: KiloqError) -> None:
-        """End the whole request of a sequence that cannot go on; what is cached of it is not to be trusted."""
+        """End the whole request of a sequence that cannot go on."""
         request = sequence.request
         if request.is_finished:
             return

@@ -24,7 +24,6 @@ T = TypeVar("T")
 Parts = Generator[None, None, T]
 """A long job: each part, up to a `yield`, takes no longer than a step may."""
 
-_LARGE = 1 << 15  # characters; more are worth a thread of their own (20 microseconds against some milliseconds)
 _RECENT = 32  # ended requests, by which the speed of the queue is guessed
 
 logger = logging.getLogger(__name__)
@@ -49,11 +48,6 @@ class BridgeConfig:
     max_queue: int = 256  # answers that wait besides those that run
     request_timeout: float | None = None  # seconds from arrival to the last token
     check_integrity: bool = False  # assert, whenever the engine has nothing to do, that no block is lost; for tests
-
-
-async def aside(size: int, work: Callable[[], T]) -> T:
-    """Do work that takes long for a large input, such as rendering a prompt, without holding up the event loop."""
-    return await asyncio.to_thread(work) if size > _LARGE else work()
 
 
 class AnswerStream:
@@ -133,11 +127,6 @@ class EngineThread:
         self._is_draining = False
 
     @property
-    def healthy(self) -> bool:
-        """Whether requests can be answered."""
-        return self._thread.is_alive()
-
-    @property
     def is_draining(self) -> bool:
         """Whether no new requests are taken, for good."""
         return self._is_draining
@@ -165,8 +154,12 @@ class EngineThread:
         if self.config.request_timeout is not None:
             loop = asyncio.get_running_loop()
             stream.timer = loop.call_later(self.config.request_timeout, self._time_out, stream)
+        engine = self.llm.engine
+        add = partial(engine.add, prompt_ids, params, request_id=stream.request_id, adapter=adapter)
         try:
-            await self._worker.call(partial(self.llm.engine.add, prompt_ids, params, request_id=stream.request_id))
+            if params.constraint is not None:  # up to seconds, which neither the loop nor a step may take
+                await asyncio.to_thread(engine.compile, params.constraint)
+            await self._worker.call(add)
         except BaseException:
             stream.close()  # its client may be gone while the engine has it already
             raise
