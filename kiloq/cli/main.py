@@ -26,6 +26,7 @@ COMMANDS = {
         "Serve a model to OpenAI and DashScope clients, and a web page.",
         "kiloq serve -m Qwen/Qwen3-0.6B --quantize int8",
     ),
+    "web": ("kiloq.cli.web:web", "Talk with a model in the browser.", "kiloq web -m Qwen/Qwen3-0.6B --quantize int8"),
     "info": ("kiloq.cli.info:info", "Parameters, bytes per token and memory of a model.", "kiloq info Qwen/Qwen-7B"),
     "doctor": ("kiloq.cli.doctor:doctor", "What this machine can do, and what stands in its way.", "kiloq doctor"),
     "download": (

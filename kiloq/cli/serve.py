@@ -1,6 +1,7 @@
 """`kiloq serve`: a model behind HTTP. The work is done in kiloq.serve."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,6 +13,8 @@ from kiloq.cli.terminal import say
 from kiloq.errors import ConfigError
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from kiloq.serve.bridge import BridgeConfig
     from kiloq.serve.service import ServeConfig
 
@@ -98,6 +101,13 @@ def serve(
     door: DoorOptions = DoorOptions(),
 ) -> int:
     """Serve a model to OpenAI and DashScope clients, and a web page, on one port."""
+    return run(model, door, opened=lambda _: None)
+
+
+def run(
+    model: ModelOptions, door: DoorOptions, *, opened: Callable[[str], None], listening: "socket | None" = None
+) -> int:
+    """Serve until it is stopped; `opened` is told the URL once it answers. Gives the exit code."""
     from kiloq.serve.auth import readable_by_others
     from kiloq.serve.limits import is_loopback
     from kiloq.serve.server import listen, serve
@@ -107,13 +117,16 @@ def serve(
         say(f"warning: {config.host} is open to others, and there is no API key: whoever reaches it may use the model.")
     if door.api_key_file is not None and readable_by_others(door.api_key_file):
         say(f"warning: {door.api_key_file} can be read by other users; chmod 600 keeps its keys private.")
-    listening = listen(config.host, config.port)  # a port that is taken is told before a large model is loaded
+    listening = listening or listen(
+        config.host, config.port
+    )  # a port that is taken is told before a large model is loaded
     llm = model.load(max_batch=door.max_batch, adapters=dict(config.adapters), seed=door.seed)
 
     def ready(url: str) -> None:
         keys = f", {len(config.api_keys)} API keys" if config.api_keys else ""
         say(f"serving {', '.join((*config.names, *dict(config.adapters)))} on {url}{keys}")
         say(f"OpenAI base URL {url}/v1, DashScope {url}/api/v1, page {url}/, docs {url}/docs; Ctrl-C ends it.")
+        opened(url)
 
     cut_by = serve(llm, config, bridge, ready=ready, listening=listening)
     return 0 if cut_by is None else 128 + cut_by

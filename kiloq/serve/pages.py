@@ -7,9 +7,8 @@ from functools import cached_property
 from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 
-from .errors import Problem
+from .errors import Problem, error_response
 from .service import Service
 
 WEB = Path(__file__).parent / "web"
@@ -97,8 +96,8 @@ def routes(service: Service) -> APIRouter:
         """A file of the page."""
         asset = assets.get(path)
         if asset is None:
-            problem = Problem(status=404, message="There is no such file.", code="not_found")
-            return JSONResponse(problem.openai(), problem.status, HEADERS)
+            problem = Problem(status=404, message=f"The page has no file {path!r}.", code="not_found")
+            return error_response(problem, request.scope, HEADERS)
         return _answer(request, asset, _FOREVER if version == digest else "no-cache")
 
     return router
