@@ -1,6 +1,7 @@
 """Writes a GGUF file of a named shape with random weights, quantised as llama.cpp quantises: run in the llama venv.
 
-Usage: make_gguf.py SHAPE.json FILE Q4_0|Q8_0
+Usage: make_gguf.py SHAPE.json FILE Q4_0|Q8_0 [CHECKPOINT]
+With a checkpoint, the file gets the vocabulary of its tokenizer.json, so that a server reads and writes text.
 """
 
 import json
@@ -23,6 +24,28 @@ def q6_k(rows: int, columns: int, rng: np.random.Generator) -> np.ndarray:
     return blocks.reshape(rows, -1)
 
 
+def add_vocabulary(writer: gguf.GGUFWriter, size: int, checkpoint: Path | None) -> None:
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    if checkpoint is None:
+        tokens, kinds, merges, eos = [f"t{i}" for i in range(size)], [gguf.TokenType.NORMAL] * size, ["t 0"], 0
+    else:
+        described = json.loads((checkpoint / "tokenizer.json").read_text())
+        special = {entry["id"]: entry["content"] for entry in described["added_tokens"]}
+        pieces = {number: piece for piece, number in described["model"]["vocab"].items()}
+        tokens = [pieces.get(i) or special.get(i) or f"<|unused_{i}|>" for i in range(size)]
+        plain, control, unused = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL, gguf.TokenType.UNUSED
+        kinds = [plain if i in pieces else control if i in special else unused for i in range(size)]
+        merges = [" ".join(merge) for merge in described["model"]["merges"]]
+        eos = next(number for number, name in special.items() if name == "<|im_end|>")
+        settings = json.loads((checkpoint / "tokenizer_config.json").read_text())
+        writer.add_chat_template(settings["chat_template"])
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_merges(merges)
+    writer.add_eos_token_id(eos)
+
+
 def main() -> None:
     shape = json.loads(Path(sys.argv[1]).read_text())
     path, kind = Path(sys.argv[2]), gguf.GGMLQuantizationType[sys.argv[3]]
@@ -42,12 +65,7 @@ def main() -> None:
     writer.add_rope_freq_base(shape["rope_theta"])
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{kind.name}"])
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list([f"t{i}" for i in range(vocab)])
-    writer.add_token_types([gguf.TokenType.NORMAL] * vocab)
-    writer.add_token_merges(["t 0"])
-    writer.add_eos_token_id(0)
+    add_vocabulary(writer, vocab, Path(sys.argv[4]) if len(sys.argv) > 4 else None)
 
     def matrix(name: str, rows: int, columns: int) -> None:
         if kind.name == "Q4_0" and name == ("token_embd.weight" if shape["tie_embeddings"] else "output.weight"):

@@ -146,11 +146,15 @@ async def _client(target: Target, waiting: Iterator[Outcome], clock: _Clock, tol
     for outcome in waiting:
         outcome.began = clock()
         told(outcome)
+        message = target.message("POST", outcome.ask.path, outcome.ask.body)
         try:
-            if exchange is None or exchange.is_closed:
+            if exchange is not None and not exchange.is_closed:
+                await exchange.carry_out(message, outcome, target.timeout)
+            # A server may close an idle connection while the next request is on its way: that one goes out again.
+            if outcome.state == "waiting" or exchange is None or exchange.was_idle:
+                outcome.state, outcome.message = "waiting", ""
                 exchange = await _connect(target, clock)
-            message = target.message("POST", outcome.ask.path, outcome.ask.body)
-            await exchange.carry_out(message, outcome, target.timeout)
+                await exchange.carry_out(message, outcome, target.timeout)
         except OSError as error:
             outcome.state, outcome.message, outcome.ended = "lost", str(error), clock()
         told(outcome)
@@ -169,6 +173,7 @@ class _Exchange(asyncio.Protocol):
 
     def __init__(self, clock: _Clock) -> None:
         self.is_closed = True
+        self.was_idle = False  # closed by the server instead of an answer, as if no request had come
         self.whole = b""  # the body of an answer that is no stream
         self._clock = clock
         self._done: asyncio.Future[None] | None = None
@@ -178,7 +183,8 @@ class _Exchange(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         self._outcome, self._done = outcome, loop.create_future()
         self._buffer, self._events, self._left = b"", b"", -1
-        self._is_chunked = self._is_stream = self._in_body = False
+        self._is_silent = True
+        self._is_chunked = self._is_stream = self._in_body = self._is_last = False
         self._transport.write(message)
         patience = outcome.ask.patience
         timers = [loop.call_later(timeout, self._finish, "lost", f"no end within {timeout:g} s")]
@@ -197,13 +203,14 @@ class _Exchange(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self.is_closed = False
+        self.is_closed = self._is_used = False
 
     def connection_lost(self, _: Exception | None) -> None:
         self.is_closed = True
         # A body without a length ends with the connection.
         if self._done is not None and self._in_body and not self._is_chunked and self._left < 0:
             self._end_of_body()
+        self.was_idle = self._is_used and self._is_silent
         self._finish("lost", "the connection was closed")
 
     def data_received(self, data: bytes) -> None:
@@ -216,6 +223,7 @@ class _Exchange(asyncio.Protocol):
 
     def _read(self, data: bytes, now: float) -> None:
         assert self._done is not None
+        self._is_silent = False
         self._buffer = self._buffer + data if self._buffer else data
         if not self._in_body and not self._read_head():
             return
@@ -239,6 +247,7 @@ class _Exchange(asyncio.Protocol):
         lines = head.decode("latin-1").lower().split("\r\n")
         headers = dict(line.split(": ", 1) for line in lines[1:] if ": " in line)
         self._outcome.status = int(lines[0].split()[1])
+        self._is_last = headers.get("connection") == "close"
         self._is_chunked = headers.get("transfer-encoding") == "chunked"
         self._is_stream = headers.get("content-type", "").startswith("text/event-stream")
         self._left = int(headers.get("content-length", -1))
@@ -306,7 +315,8 @@ class _Exchange(asyncio.Protocol):
             return
         outcome = self._outcome
         outcome.state, outcome.message, outcome.ended = state, message, self._clock()
-        if state in ("left", "lost"):
+        self._is_used = True
+        if state in ("left", "lost") or self._is_last:
             self.is_closed = True
             self._transport.abort()
         self._done.set_result(None)

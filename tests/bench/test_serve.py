@@ -163,6 +163,22 @@ async def asked_of(answer: bytes, piece: int) -> Outcome:
     return outcome
 
 
+def test_a_server_that_closes_idle_connections_loses_no_request() -> None:
+    async def load() -> list[Outcome]:
+        async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n{}")
+            writer.write(HEAD + chunked(TWO, 50))
+            await reader.readuntil(b"\r\n\r\n{}")  # the next request is here: closing now tells its client nothing
+            writer.close()
+
+        async with await asyncio.start_server(speak, "127.0.0.1", 0) as listening:
+            port = listening.sockets[0].getsockname()[1]
+            target = Target(url=f"http://127.0.0.1:{port}", timeout=20)
+            return await closed_loop(target, [Ask("/", b"{}", 5)] * 3, 1, lambda _: None)
+
+    assert [(one.state, len(one.times), one.message) for one in asyncio.run(load())] == [("done", 2, "")] * 3
+
+
 def test_progress_counts_beginnings_and_ends() -> None:
     progress = Progress(2)
     outcome = Outcome(Ask("/", b"", 1))
