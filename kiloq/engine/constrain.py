@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from kiloq.chat.answer_grammar import json_expression
 from kiloq.errors import RequestError
 from kiloq.tokenizer import Tokenizer
 
@@ -27,8 +28,6 @@ Bools = NDArray[np.bool_]
 
 _KEPT = 64  # compiled grammars
 _SHOWN = 300  # characters of an error
-# Blanks between JSON tokens: any layout that people use, but no endless run, which small models fall into.
-_WHITESPACE = r"[ \t]{0,2}|\r?\n[ \t]{0,40}"
 
 
 class Grammars:
@@ -157,9 +156,7 @@ def _grammar(constraint: Constraint) -> str:
         choices = " | ".join(json.dumps(text) for text in json.loads(source))
         return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {choices}")
     schema = json.loads(source) if constraint.kind == "json_schema" else {"type": "object"}
-    if not isinstance(schema, dict):
-        schema = {"allOf": [schema]}
-    return LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": _WHITESPACE})
+    return LLMatcher.grammar_from_lark(f"start: {json_expression(schema)}")
 
 
 def _refused(constraint: Constraint, why: str) -> RequestError:
