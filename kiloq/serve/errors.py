@@ -13,7 +13,8 @@ from starlette.types import Scope
 from kiloq.errors import ContextLengthError, KiloqError, RequestError
 
 from .access_log import record_of
-from .bridge import BusyError
+from .bridge import BusyError, RequestTimeoutError
+from .worker import EngineError
 
 DASHSCOPE = "/api/v1/"  # every path below it speaks DashScope, errors too
 
@@ -67,6 +68,10 @@ def problem_of(error: Exception) -> Problem:
         case BusyError():
             wait = error.retry_after
             return Problem(status=503, message=str(error), type="server_error", code="busy", retry_after=wait)
+        case RequestTimeoutError():
+            return Problem(status=504, message=str(error), type="server_error", code="timeout")
+        case EngineError():
+            return Problem(status=500, message=str(error), type="server_error", code="engine_error")
         case ContextLengthError():
             message = f"This model's maximum context length is {error.limit} tokens. However, {error}"
             return Problem(status=400, message=message, param="messages", code="context_length_exceeded")
