@@ -9,13 +9,14 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from kiloq.chat import render
+from kiloq.chat import parse_messages, render
 from kiloq.engine import LLM
+from kiloq.tokenizer import Tokenizer
 
-from .access_log import record_of
+from .access_log import Record, record_of
 from .dashscope_events import Answer, Json, error_event, result_event, usage_of
 from .dashscope_schema import GenerationRequest, Input, TokenizeRequest
-from .dialogue import AnswerDelta, ChatTask, Dialogue
+from .dialogue import AnswerDelta, Dialogue
 from .errors import ApiError
 from .http import EventStream, json_router, while_connected
 from .service import Service
@@ -34,30 +35,31 @@ def routes(service: Service) -> APIRouter:
         accept: Annotated[str, Header()] = "",
     ) -> Response:
         """Answer a conversation, whole or, with the header `X-DashScope-SSE: enable`, as a stream of events."""
+        llm, fields, record = service.llm, request.parameters, record_of(http.scope)
         shape = _Shape(
-            request_id=record_of(http.scope).id,
-            as_message=request.parameters.as_message(thinks=service.llm.format.thinking != "none"),
-            incremental=bool(request.parameters.incremental_output),
+            request_id=record.id,
+            as_message=fields.as_message(thinks=llm.format.thinking != "none"),
+            incremental=bool(fields.incremental_output),
+            n=fields.n or 1,
+            logprobs=llm.tokenizer if fields.logprobs else None,
         )
-        task = _task(service, request)
+        task = request.task(llm.generation, llm.tokenizer, adapter=service.adapter_of(request.model))
         dialogue = await Dialogue.open(service, task)
-        headers = request.parameters.ignored()
         if x_dashscope_sse == "enable" or accept == _EVENT_STREAM:
-            on_error = partial(error_event, request_id=shape.request_id)
-            return EventStream(_events(dialogue, shape, task.params.n), dialogue.close, headers, on_error)
+            on_error = partial(error_event, request_id=record.id)
+            return EventStream(_events(dialogue, shape, record), dialogue.close, fields.ignored(), on_error)
         try:
-            body = await while_connected(http, _whole(dialogue, shape, task.params.n))
+            body = await while_connected(http, _whole(dialogue, shape, record))
         finally:
             dialogue.close()
-        return JSONResponse(body, headers=headers)
+        return JSONResponse(body, headers=fields.ignored())
 
     @router.post("/tokenizer")
     async def tokenizer(http: Request, request: TokenizeRequest) -> Json:
         """Tokens of a prompt as it stands, or of a conversation as the model is shown it."""
         service.adapter_of(request.model)
-        ids = await asyncio.to_thread(_token_ids, service.llm, request.input)
-        tokens = [service.llm.tokenizer.decode([token_id]) for token_id in ids]
-        output = {"token_ids": ids, "tokens": tokens}
+        ids, tokens = await asyncio.to_thread(_tokenize, service.llm, request.input)
+        output: Json = {"token_ids": ids, "tokens": tokens}
         return {"output": output, "usage": {"input_tokens": len(ids)}, "request_id": record_of(http.scope).id}
 
     @router.get("/models")
@@ -84,23 +86,15 @@ class _Shape:
     request_id: str
     as_message: bool
     incremental: bool
+    n: int
+    logprobs: Tokenizer | None
+
+    def answers(self) -> list[Answer]:
+        return [Answer(index, self.logprobs) for index in range(self.n)]
 
     def body(self, answers: list[Answer], usage: Json) -> Json:
         output = {"choices": [one.choice() for one in answers]} if self.as_message else answers[0].output()
         return {"output": output, "usage": usage, "request_id": self.request_id}
-
-
-def _task(service: Service, request: GenerationRequest) -> ChatTask:
-    fields = request.parameters
-    return ChatTask(
-        messages=request.input.conversation(),
-        params=fields.params(service.llm.generation, service.llm.tokenizer),
-        tools=fields.known_tools(),
-        tool_choice=fields.choice_of_tools(),
-        parallel_calls=fields.parallel_tool_calls is not False,
-        thinking=fields.enable_thinking,
-        adapter=service.adapter_of(request.model),
-    )
 
 
 def _if_known(service: Service, model: str) -> tuple[str, ...]:
@@ -111,31 +105,34 @@ def _if_known(service: Service, model: str) -> tuple[str, ...]:
     return (model,)
 
 
-def _token_ids(llm: LLM, given: Input) -> list[int]:
+def _tokenize(llm: LLM, given: Input) -> tuple[list[int], list[str]]:
     if given.prompt is not None and given.messages is None and given.history is None:
-        return llm.tokenizer.encode(given.prompt)
-    return list(render(given.conversation(), llm.tokenizer, llm.format).ids)
+        ids = llm.tokenizer.encode(given.prompt)
+    else:
+        ids = list(render(parse_messages(given.turns()), llm.tokenizer, llm.format).ids)
+    return ids, [llm.tokenizer.decode([token_id]) for token_id in ids]
 
 
-async def _whole(dialogue: Dialogue, shape: _Shape, n: int) -> Json:
-    answers, usage = [Answer(i) for i in range(n)], None
+async def _whole(dialogue: Dialogue, shape: _Shape, record: Record) -> Json:
+    answers = shape.answers()
     async for parts in dialogue:
         for part in parts:
             answers[part.index].add(part)
-            usage = part.usage or usage
-    return shape.body(answers, usage_of(dialogue.prompt_tokens, sum(dialogue.completion_tokens), usage))
+            record.usage = part.usage or record.usage
+    return shape.body(answers, usage_of(dialogue, sum(dialogue.completion_tokens), record.usage))
 
 
-async def _events(dialogue: Dialogue, shape: _Shape, n: int) -> AsyncIterator[bytes]:
+async def _events(dialogue: Dialogue, shape: _Shape, record: Record) -> AsyncIterator[bytes]:
     """Each event tells of one answer, and counts that answer's tokens."""
-    answers, number = [Answer(i) for i in range(n)], 0
+    answers, number = shape.answers(), 0
     async for parts in dialogue:
         for index, some in _by_answer(parts).items():
             answer = answers[index]
             for part in some:
                 answer.add(part)
-            usage = usage_of(dialogue.prompt_tokens, dialogue.completion_tokens[index], some[-1].usage)
+            record.usage = some[-1].usage
             number += 1
+            usage = usage_of(dialogue, dialogue.completion_tokens[index], record.usage)
             yield result_event(number, shape.body([answer], usage))
             if shape.incremental:
                 answer.forget()

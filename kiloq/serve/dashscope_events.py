@@ -5,9 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kiloq.engine import Usage
+from kiloq.engine.sampler import Sampled
+from kiloq.tokenizer import Tokenizer
 
-from .dialogue import AnswerDelta
+from .dialogue import AnswerDelta, Dialogue
 from .errors import Problem
+from .openai_chat_answer import logprobs_of
 
 Json = dict[str, object]
 
@@ -15,12 +18,15 @@ Json = dict[str, object]
 class Answer:
     """What has been said in one answer; a stream of what is new forgets it after each event."""
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, tokenizer: Tokenizer | None) -> None:
+        """`tokenizer` is given if log probabilities were asked for."""
         self.index = index
         self.text = ""
         self.finish_reason = "null"  # the API's word for an answer that goes on
         self._reasoning = ""
         self._calls: dict[int, _Call] = {}
+        self._tokenizer = tokenizer
+        self._tokens: list[Sampled] = []
 
     def add(self, part: AnswerDelta) -> None:
         self.text += part.delta.content
@@ -30,12 +36,14 @@ class Answer:
             call.id += part.delta.call.id
             call.name += part.delta.call.name
             call.arguments += part.delta.call.arguments
+        self._tokens += part.logprobs
         self.finish_reason = part.finish_reason or self.finish_reason
 
     def forget(self) -> None:
         """What was shown is not shown again."""
         self.text = self._reasoning = ""
         self._calls = {}
+        self._tokens = []
 
     def choice(self) -> Json:
         """It, as one of the choices of the message format."""
@@ -44,7 +52,10 @@ class Answer:
             message["reasoning_content"] = self._reasoning
         if self._calls:
             message["tool_calls"] = [call.shown() for call in self._calls.values()]
-        return {"index": self.index, "finish_reason": self.finish_reason, "message": message}
+        choice: Json = {"index": self.index, "finish_reason": self.finish_reason, "message": message}
+        if self._tokenizer is not None:
+            choice["logprobs"] = {"content": logprobs_of(self._tokens, self._tokenizer)["content"]}
+        return choice
 
     def output(self) -> Json:
         """It, as the output of the text format."""
@@ -67,8 +78,9 @@ class _Call:
         return {"index": self.index, "id": self.id, "type": "function", "function": function}
 
 
-def usage_of(prompt_tokens: int, completion_tokens: int, usage: Usage | None) -> Json:
-    """Tokens as the API counts them; how many were cached is known at the end."""
+def usage_of(dialogue: Dialogue, completion_tokens: int, usage: Usage | None) -> Json:
+    """Tokens as the API counts them; how many were cached, or thoughts, is told at the end."""
+    prompt_tokens = dialogue.prompt_tokens
     counts: Json = {
         "input_tokens": prompt_tokens,
         "output_tokens": completion_tokens,
@@ -76,6 +88,8 @@ def usage_of(prompt_tokens: int, completion_tokens: int, usage: Usage | None) ->
     }
     if usage is not None:
         counts["prompt_tokens_details"] = {"cached_tokens": usage.cached_tokens}
+        if dialogue.reasoning_tokens:
+            counts["output_tokens_details"] = {"reasoning_tokens": dialogue.reasoning_tokens}
     return counts
 
 

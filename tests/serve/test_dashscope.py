@@ -263,3 +263,21 @@ def test_openais_api_answers_where_the_cloud_has_it(server: Any) -> None:
     other = dashscope.Client(base_url=f"{server.url}/compatible-mode/v1", api_key="none", protocol="openai")
     pieces = other.chat.completions.create(model="qwen-plus", messages=HELLO, max_tokens=12, seed=1234, stream=True)
     assert "".join(piece.delta.content or "" for piece in pieces if piece.choices) == here.choices[0].message.content
+
+
+def test_log_probabilities_are_those_of_openais_api(server: Any) -> None:
+    theirs = openai.OpenAI(base_url=server.openai, api_key="none").chat.completions.create(
+        model="Qwen", messages=HELLO, max_tokens=12, seed=1234, logprobs=True, top_logprobs=2
+    )
+    expected = [one.model_dump(exclude_none=True) for one in theirs.choices[0].logprobs.content]
+    whole = ask(server, logprobs=True, top_logprobs=2)
+    assert whole.output.choices[0].logprobs["content"] == expected
+    assert len(expected) > 3
+    pieces = ask(server, logprobs=True, top_logprobs=2, stream=True, incremental_output=True)
+    assert [one for piece in pieces for one in piece.output.choices[0].logprobs["content"]] == expected
+
+
+def test_an_answer_is_held_to_the_response_format(server: Any) -> None:
+    schema = {"type": "object", "properties": {"city": {"enum": ["Paris", "Seoul"]}}, "required": ["city"]}
+    form = {"type": "json_schema", "json_schema": {"name": "place", "schema": schema}}
+    assert json.loads(ask(server, max_tokens=60, response_format=form).output.text)["city"] in ("Paris", "Seoul")
