@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kiloq.errors import KiloqError
 
-from . import dashscope, health, openai_chat, openai_completions, openai_models, pages, tokens
+from . import dashscope, health, openai_chat, openai_completions, openai_models, openai_responses, pages, tokens
 from .access_log import AccessLog, record_of, writer
 from .auth import KeyCheck
 from .errors import error_response, problem_of
@@ -26,6 +26,7 @@ Routes = Callable[[Service], APIRouter]
 OPENAI: tuple[Routes, ...] = (
     openai_chat.routes,
     openai_completions.routes,
+    openai_responses.routes,
     openai_models.routes,
 )
 ROUTES: tuple[Routes, ...] = (

@@ -71,14 +71,18 @@ def ending_of(last: AnswerDelta, style: Style) -> str | None:
 
 def logprobs_of(tokens: Sequence[Sampled], tokenizer: Tokenizer) -> Json:
     """Log probabilities of some content's tokens."""
-    content = [
+    return {"content": token_logprobs(tokens, tokenizer), "refusal": None}
+
+
+def token_logprobs(tokens: Sequence[Sampled], tokenizer: Tokenizer) -> list[Json]:
+    """Each token with its text, its bytes and its most likely rivals."""
+    return [
         {
             **_token(one.token_id, one.logprob or 0.0, tokenizer),
             "top_logprobs": [_token(token_id, logprob, tokenizer) for token_id, logprob in one.top_logprobs],
         }
         for one in tokens
     ]
-    return {"content": content, "refusal": None}
 
 
 def usage_of(usage: Usage, reasoning_tokens: int) -> Json:

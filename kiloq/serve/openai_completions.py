@@ -7,26 +7,20 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from kiloq.engine import Usage
 
 from .continuations import ChoicePiece, ChoiceWriter, Continuations, Scores, total
-from .errors import problem_of
-from .http import EventStream, json_router
+from .http import EventStream, json_router, while_connected
+from .openai_chat_request import StreamOptions
 from .prompts import PROMPTS_SCHEMA, Prompt, read_prompts, refuse
 from .sampling import SamplingFields, sampling_params
 from .service import Service
 
 _MAX_ANSWERS = 128  # of one request; the bound of n
-
-
-class StreamOptions(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-    include_usage: bool | None = None
 
 
 class CompletionRequest(SamplingFields):
@@ -52,22 +46,22 @@ def routes(service: Service) -> APIRouter:
     router = json_router()
 
     @router.post("/v1/completions", tags=["OpenAI"], response_model=None)
-    async def completions(request: CompletionRequest) -> Response:
+    async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continue one prompt or several, given as text or token ids; no chat template is applied.
 
         With `echo` and `logprobs` the prompt's own log probabilities come too; `max_tokens` 0 then adds nothing.
         """
-        adapter = service.adapter_of(request.model)
-        _check(request)
+        adapter = service.adapter_of(body.model)
+        _check(body)
         vocab_size = service.llm.config.vocab_size
-        prompts = await read_prompts(request.prompt, "prompt", service.llm.tokenizer, vocab_size)
-        if len(prompts) * request.num_answers > _MAX_ANSWERS:
-            asked = f"{len(prompts):,} prompts with {request.num_answers} answers each"
+        prompts = await read_prompts(body.prompt, "prompt", service.llm.tokenizer, vocab_size)
+        if len(prompts) * body.num_answers > _MAX_ANSWERS:
+            asked = f"{len(prompts):,} prompts with {body.num_answers} answers each"
             raise refuse("prompt", f"the request has {asked}; one request may ask for {_MAX_ANSWERS} answers.")
-        job = await _open(service, request, prompts, adapter)
-        if request.stream:
-            return EventStream(job.stream(), job.close, request.ignored())
-        return JSONResponse(await job.whole(), headers=request.ignored())
+        job = await while_connected(request, _open(service, body, prompts, adapter))
+        if body.stream:
+            return EventStream(job.stream(), job.close, body.ignored())
+        return JSONResponse(await while_connected(request, job.whole()), headers=body.ignored())
 
     return router
 
@@ -130,14 +124,10 @@ class _Job:
         options = self._request.stream_options
         with_usage = options is not None and options.include_usage
         more: dict[str, object] = {"usage": None} if with_usage else {}
-        try:
-            async for number, index, piece in self._pieces():
-                if piece != ChoicePiece():
-                    choice = self._choice(number * self._request.num_answers + index, piece)
-                    yield _event({**self._head, "choices": [choice], **more})
-        except Exception as error:
-            yield _event(problem_of(error).openai())
-            return
+        async for number, index, piece in self._pieces():
+            if piece != ChoicePiece():
+                choice = self._choice(number * self._request.num_answers + index, piece)
+                yield _event({**self._head, "choices": [choice], **more})
         if with_usage:
             yield _event({**self._head, "choices": [], "usage": _usage(total(self._usages))})
         yield b"data: [DONE]\n\n"

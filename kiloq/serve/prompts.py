@@ -48,11 +48,17 @@ def refuse(field: str, message: str) -> ApiError:
     return ApiError(Problem(status=400, message=message, param=field))
 
 
+def kind_of(value: object) -> str:
+    """What stands where something else should, in JSON's words."""
+    names = {"NoneType": "missing", "bool": "true or false", "str": "text", "dict": "an object", "list": "a list"}
+    return names.get(type(value).__name__, f"of type {type(value).__name__}")
+
+
 def check_ids(raw: Sequence[object], field: str, vocab_size: int) -> tuple[int, ...]:
     """Token ids that the model has a row for."""
     for i, token_id in enumerate(raw):
         if not isinstance(token_id, int) or isinstance(token_id, bool):
-            raise refuse(field, f"{field}[{i}] is {_kind(token_id)}; it must be a token id.")
+            raise refuse(field, f"{field}[{i}] is {kind_of(token_id)}; it must be a token id.")
         if not 0 <= token_id < vocab_size:
             shown = token_id if abs(token_id) < 2**64 else f"a number of {token_id.bit_length():,} bits"
             raise refuse(field, f"{field}[{i}] is {shown}; the model has token ids 0 to {vocab_size - 1:,}.")
@@ -70,7 +76,7 @@ def _read(raw: object, field: str, tokenizer: Tokenizer, vocab_size: int) -> lis
     if isinstance(raw, str):
         return [encode(raw, field, tokenizer)]
     if not isinstance(raw, list):
-        raise refuse(field, f"{field} is {_kind(raw)}; it must be text, token ids, or a list of either.")
+        raise refuse(field, f"{field} is {kind_of(raw)}; it must be text, token ids, or a list of either.")
     if not raw:
         raise refuse(field, f"{field} is an empty list; give at least one text or token id.")
     if isinstance(raw[0], int):
@@ -85,7 +91,7 @@ def _one(raw: object, where: str, tokenizer: Tokenizer, vocab_size: int) -> Prom
         return encode(raw, where, tokenizer)
     if isinstance(raw, list) and raw:
         return Prompt(check_ids(raw, where, vocab_size))
-    found = "an empty list" if isinstance(raw, list) else _kind(raw)
+    found = "an empty list" if isinstance(raw, list) else kind_of(raw)
     raise refuse(where, f"{where} is {found}; it must be text or a list of token ids.")
 
 
@@ -93,8 +99,3 @@ def _size(raw: object) -> int:
     if isinstance(raw, str):
         return len(raw)
     return sum(len(item) if isinstance(item, str | list) else 1 for item in raw) if isinstance(raw, list) else 0
-
-
-def _kind(value: object) -> str:
-    names = {"NoneType": "missing", "bool": "true or false", "str": "text", "dict": "an object", "list": "a list"}
-    return names.get(type(value).__name__, f"of type {type(value).__name__}")
