@@ -15,6 +15,7 @@ from .chatml import (
 from .grammar import CallDelta, Delta
 from .messages import Message, Role, Tool, ToolCall, parse_messages, parse_tools
 from .parse import Reply, ReplyParser, join, parse_reply
+from .turns import Recall, Wording, wording
 
 __all__ = [
     "QWEN1",
@@ -25,12 +26,14 @@ __all__ = [
     "ChatFormat",
     "Delta",
     "Message",
+    "Recall",
     "Rendered",
     "Reply",
     "ReplyParser",
     "Role",
     "Tool",
     "ToolCall",
+    "Wording",
     "chat_format_for",
     "join",
     "parse_messages",
@@ -39,4 +42,5 @@ __all__ = [
     "qwen1_mask",
     "render",
     "trim_history",
+    "wording",
 ]

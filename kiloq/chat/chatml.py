@@ -14,7 +14,7 @@ from kiloq.tokenizer import Tokenizer
 from . import hermes, react
 from .hermes import Thinking
 from .messages import Message, Tool
-from .turns import Turn, encode_turns
+from .turns import Recall, Turn, encode_turns
 
 
 class Compose(Protocol):
@@ -100,24 +100,29 @@ def render(
     tools: Sequence[Tool] = (),
     add_generation_prompt: bool = True,
     thinking: bool | None = None,
+    recall: Recall | None = None,
 ) -> Rendered:
     """Ids of a conversation. Its text never becomes a control token.
 
     An answer with `token_ids` is laid out as it was generated, so the next prompt begins with this one and the answer;
     its thoughts stay in the prompt then (without ids they are dropped, as the published template does).
+
+    With `recall`, answers get the ids that they were once generated in, where those say just the same. Then each answer
+    also keeps what its prompt ended with, the empty thought that switches thoughts off, which the template drops.
     """
     if not messages:
         raise RequestError("messages is empty; at least one message is needed.")
     think = _wants_thought(fmt, thinking)
+    mode: Thinking = "off" if recall and fmt.thinking == "hybrid" and not think else fmt.thinking
     turns = fmt.compose(
         [_as_generated(message, tokenizer) for message in messages],
         tools,
         default_system=fmt.default_system,
-        thinking=fmt.thinking,
+        thinking=mode,
     )
     if add_generation_prompt and not turns[-1].open:
-        turns.append(Turn("assistant", hermes.generation_parts(fmt.thinking, think=think), open=True))
-    ids, trained = encode_turns(turns, tokenizer, split_header=fmt.split_header)
+        turns.append(Turn("assistant", hermes.generation_parts(mode, think=think), open=True))
+    ids, trained = encode_turns(turns, tokenizer, split_header=fmt.split_header, recall=recall)
     return Rendered(ids, trained)
 
 

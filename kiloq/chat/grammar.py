@@ -1,4 +1,7 @@
-"""How each tool style writes an answer: readers that turn text into deltas from left to right. Know no tokens."""
+"""How answers are written: a reader that turns text into deltas from left to right, and that of the JSON style.
+
+The reader of v1's style is in react_reader.py. They know no tokens.
+"""
 
 import json
 import re
@@ -7,10 +10,6 @@ from dataclasses import dataclass, field
 
 _THINK, _END_THINK = "<think>", "</think>"
 _CALL, _END_CALL = "<tool_call>", "</tool_call>"
-_OBSERVATION = "\nObservation:"
-_INPUT = "\nAction Input:"
-_ACTION = re.compile(r"(?:\A\s*|\n)Action:")
-_FINAL = re.compile(r"(?:\A\s*|\n)Final Answer:")
 # The usual beginning of a call, after which its arguments can be shown as they come.
 _CALL_HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\{)')
 
@@ -94,6 +93,14 @@ class Reader:
         return taken
 
 
+def safe_length(text: str, marker: str) -> int:
+    """Length of the text without an ending that may become the marker."""
+    for size in range(min(len(marker) - 1, len(text)), 0, -1):
+        if text.endswith(marker[:size]):
+            return len(text) - size
+    return len(text)
+
+
 class HermesReader(Reader):
     """<think>reasoning</think> content <tool_call>{"name": ..., "arguments": ...}</tool_call>
 
@@ -131,7 +138,7 @@ class HermesReader(Reader):
             self.show_reasoning(self.text[:at].rstrip("\n"))
             self._trim = True
             return self.go(self._speak, self.text[at + len(_END_THINK) :])
-        safe = len(self.text) if last else _safe(self.text, _END_THINK)
+        safe = len(self.text) if last else safe_length(self.text, _END_THINK)
         self.show_reasoning(self.take(len(self.text[:safe].rstrip("\n"))))
         return False
 
@@ -146,7 +153,7 @@ class HermesReader(Reader):
             return self.go(self._call, self.text[at + len(_CALL) :])
         safe = len(self.text)
         if self._tools and not (last and not self.calls):
-            safe = len(self.text[: safe if last else _safe(self.text, _CALL)].rstrip())
+            safe = len(self.text[: safe if last else safe_length(self.text, _CALL)].rstrip())
         self.show_content(self.text[:safe], 0)
         self.take(safe)
         return False
@@ -188,65 +195,6 @@ class HermesReader(Reader):
         return bool(self.text)
 
 
-class ReActReader(Reader):
-    """Thought: reasoning, then either Action: name and Action Input: arguments, or Final Answer: content.
-
-    As the published server reads it, but from left to right: the first complete marker decides. Markers begin a line;
-    an answer may begin with one, without a thought. The thought before a call is its content; an answer that has no
-    marker is content as it stands, known when it ends. Where no `calls` may be made, an action is no marker.
-    """
-
-    def __init__(self, new_id: Callable[[], str], *, calls: bool) -> None:
-        super().__init__(self._think, new_id)
-        self._may_call = calls
-        self._begun = False
-
-    @property
-    def is_thinking(self) -> bool:
-        return self.step == self._think
-
-    def _think(self, last: bool) -> bool:
-        final, action = _FINAL.search(self.text), _ACTION.search(self.text) if self._may_call else None
-        given = self.text.find(_INPUT, action.end()) if action else -1
-        name = self.text[action.end() : given].strip() if action and given >= 0 else ""
-        if action and name and not (final and final.start() < given):
-            start, end = _thought(self.text, action.start())
-            self.show_content(self.text[start:end], start)
-            self.begin_call(name)
-            return self.go(self._input, self.text[given + len(_INPUT) :])
-        if final:
-            start, end = _thought(self.text, final.start())
-            self.show_reasoning(self.text[start:end])
-            return self.go(self._lead, self.text[final.end() :])
-        if last:
-            self.show_content(self.text, 0)
-            self.text = ""
-        return False
-
-    def _input(self, last: bool) -> bool:
-        at = self.text.find(_OBSERVATION)
-        certain = at if at >= 0 else len(self.text) if last else _safe(self.text, _OBSERVATION)
-        said = self.text[:certain].rstrip()
-        if said:  # blanks alone may still begin the marker
-            self.take(len(said))
-            self.show_arguments(said if self._begun else said.lstrip())
-            self._begun = True
-        return at >= 0 and self.go(self._ignore, "")
-
-    def _lead(self, last: bool) -> bool:
-        """The blank after the marker belongs to it."""
-        return bool(self.text) and self.go(self._answer, self.text.removeprefix(" "))
-
-    def _answer(self, last: bool) -> bool:
-        self.show_content(self.text, 0)
-        self.text = ""
-        return False
-
-    def _ignore(self, last: bool) -> bool:
-        self.text = ""
-        return False
-
-
 class _ObjectScan:
     """Finds the end of one JSON object in pieces of text."""
 
@@ -272,23 +220,6 @@ class _ObjectScan:
                 if self._depth <= 0:
                     return i + 1
         return None
-
-
-def _safe(text: str, marker: str) -> int:
-    """Length of the text without an ending that may become the marker."""
-    for size in range(min(len(marker) - 1, len(text)), 0, -1):
-        if text.endswith(marker[:size]):
-            return len(text) - size
-    return len(text)
-
-
-def _thought(text: str, end: int) -> tuple[int, int]:
-    """Where a thought begins and ends, without its marker and the blanks around it."""
-    marker = text.find("Thought:", 0, end)
-    said = text[marker + len("Thought:") if marker >= 0 else 0 : end]
-    stripped = said.strip()
-    start = end - len(said.lstrip())
-    return start, start + len(stripped)
 
 
 def _whole_call(text: str) -> tuple[str, str] | None:

@@ -10,8 +10,9 @@ from typing import Literal
 from .messages import Message, Tool
 from .turns import Part, Turn
 
-# How a model thinks: never, when asked to (Qwen3), or before every answer (Qwen3-Thinking, QwQ).
-Thinking = Literal["none", "hybrid", "always"]
+# How a model thinks: never, when asked to (Qwen3), or before every answer (Qwen3-Thinking, QwQ). "off": it could, but
+# is asked not to in the whole conversation, so that each answer follows the empty thought that its prompt ended with.
+Thinking = Literal["none", "hybrid", "off", "always"]
 
 _TOOLS_HEAD = (
     "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
@@ -58,7 +59,7 @@ def generation_parts(thinking: Thinking, *, think: bool) -> tuple[Part, ...]:
     """What follows the assistant's header in a prompt: an empty thought to prevent one, or the opening of one."""
     if thinking == "always":
         return (Part(_OPEN_THOUGHT, markup=True),)
-    if thinking == "hybrid" and not think:
+    if thinking == "off" or (thinking == "hybrid" and not think):
         return (Part(_NO_THOUGHT, markup=True),)
     return ()
 
@@ -94,21 +95,21 @@ def _answer(message: Message, thinking: Thinking, *, show_thought: bool) -> tupl
         prompted = generation_parts(thinking, think=bool(message.reasoning))
         return (*prompted, Part(ids=message.token_ids, trained=True))
     thought, content = _split(message) if thinking != "none" else ("", message.content)
+    thought = thought if show_thought else ""
     parts: list[Part] = []
-    if thinking != "none" and show_thought:
-        # An empty block is given by the prompt, so it is not learned.
-        learned = bool(thought)
-        parts.append(Part(_OPEN_THOUGHT, trained=learned, markup=True))
-        parts.append(Part(thought.strip("\n"), trained=learned))
-        parts.append(Part("\n</think>\n\n", trained=learned, markup=True))
-        parts.append(Part(content.lstrip("\n"), trained=True))
-    else:
-        parts.append(Part(content, trained=True))
+    if thinking != "none" and (show_thought or thinking == "off"):
+        # An empty block is given by the prompt, so it is not learned; so is the opening where thoughts always come.
+        learned, opened = bool(thought), thinking == "always"
+        parts.append(Part(_OPEN_THOUGHT, trained=learned, markup=True, generated=learned and not opened))
+        parts.append(Part(thought.strip("\n"), trained=learned, generated=learned))
+        parts.append(Part("\n</think>\n\n", trained=learned, markup=True, generated=learned))
+        content = content.lstrip("\n")
+    parts.append(Part(content, trained=True, generated=True))
     for i, call in enumerate(message.tool_calls):
         lead = "\n<tool_call>\n" if i or content else "<tool_call>\n"
-        parts.append(Part(lead, trained=True, markup=True))
-        parts.append(Part(f'{{"name": "{call.name}", "arguments": {call.arguments}}}', trained=True))
-        parts.append(Part("\n</tool_call>", trained=True, markup=True))
+        parts.append(Part(lead, trained=True, markup=True, generated=True))
+        parts.append(Part(f'{{"name": "{call.name}", "arguments": {call.arguments}}}', trained=True, generated=True))
+        parts.append(Part("\n</tool_call>", trained=True, markup=True, generated=True))
     return tuple(parts)
 
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .chatml import ChatFormat
-from .grammar import Delta, HermesReader, ReActReader, Reader
+from .grammar import Delta, HermesReader, Reader
 from .messages import ToolCall
+from .react_reader import ReActReader
 
 
 @dataclass(frozen=True, slots=True)

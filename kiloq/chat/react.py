@@ -34,7 +34,7 @@ Thought: I now know the final answer
 Final Answer: the final answer to the original input question
 
 Begin!"""
-_FINAL = "Thought: I now know the final answer.\nFinal Answer: "
+_KNOWN = "I now know the final answer."
 
 
 def compose(
@@ -53,7 +53,7 @@ def _plain(message: Message) -> Part:
     trained = message.role == "assistant"
     if message.token_ids is not None:
         return Part(ids=message.token_ids, trained=trained)
-    return Part(message.content, trained=trained)
+    return Part(message.content, trained=trained, generated=trained)
 
 
 def _with_tools(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Turn]:
@@ -64,7 +64,9 @@ def _with_tools(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Turn
         if message.role == "tool":
             if last is None or last.role != "assistant":
                 raise RequestError(f"messages: a tool result (number {i + 1}) follows no assistant message.")
-            result = (Part("\nObservation:", trained=True), Part(f" {_stripped(message.content)}"))
+            # The stop word that ended a call is in its ids, if they are known.
+            asked = Part("\nObservation:", trained=True, generated=True)
+            result = (asked, Part(f" {_stripped(message.content)}"))
             more = (Part("\nThought:"),) if i == len(messages) - 1 else ()  # the answer goes on from here
             turns[-1] = Turn("assistant", (*last.parts, *result, *more), open=bool(more))
         elif message.role == "assistant":
@@ -72,7 +74,7 @@ def _with_tools(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Turn
                 raise RequestError("messages: an assistant message comes before any user message.")
             answer = _answer(message, has_tools=bool(tools))
             if last.role == "assistant":
-                turns[-1] = Turn("assistant", (*last.parts, Part("\n", trained=True), answer))
+                turns[-1] = Turn("assistant", (*last.parts, *_continued(answer)))
             else:
                 turns.append(Turn("assistant", (answer,)))
         else:
@@ -85,14 +87,26 @@ def _with_tools(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Turn
 
 
 def _answer(message: Message, *, has_tools: bool) -> Part:
-    content = _stripped(message.content)
-    if message.tool_calls:
-        thought = content or _stripped(message.reasoning)
-        calls = "".join(f"\nAction: {call.name}\nAction Input: {call.arguments}" for call in message.tool_calls)
-        return Part(_stripped(f"Thought: {thought}{calls}"), trained=True)
     if message.token_ids is not None:
         return Part(ids=message.token_ids, trained=True)
-    return Part(_stripped(f"{_FINAL}{content}" if has_tools else content), trained=True)
+    content, thought = _stripped(message.content), _stripped(message.reasoning)
+    if message.tool_calls:
+        calls = "".join(f"\nAction: {call.name}\nAction Input: {call.arguments}" for call in message.tool_calls)
+        return _written(f"Thought: {content or thought}{calls}")
+    return _written(f"Thought: {thought or _KNOWN}\nFinal Answer: {content}" if has_tools else content)
+
+
+def _continued(answer: Part) -> tuple[Part, ...]:
+    """An answer behind the result of a tool, where the prompt itself begins the thought."""
+    if answer.ids:
+        return Part("\nThought:", trained=True), answer
+    if answer.text.startswith("Thought:"):
+        return Part("\nThought:", trained=True), _written(answer.text.removeprefix("Thought:"))
+    return Part("\n", trained=True), answer
+
+
+def _written(text: str) -> Part:
+    return Part(_stripped(text), trained=True, generated=True)
 
 
 def _instruct(turns: list[Turn], tools: Sequence[Tool]) -> list[Turn]:

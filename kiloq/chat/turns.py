@@ -1,9 +1,16 @@
 """Turns become ids. Knows how ChatML is laid out in tokens, and nothing of who says what or why."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from kiloq.tokenizer import Tokenizer
+
+Wording = tuple[str | int, ...]
+"""What some ids say: text, and the ids of the special tokens in it."""
+
+Recall = Callable[[Wording], Sequence[int] | None]
+"""The ids in which a model once wrote just this, if they are remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,12 +18,14 @@ class Part:
     """A piece of a turn: text, or ids as the model generated them.
 
     Only the format's own words (`markup`) may hold names of special tokens; in any other text they are plain text.
+    Neighbours that are `generated` were written in one go by a model, if one wrote them.
     """
 
     text: str = ""
     ids: tuple[int, ...] = ()
     trained: bool = False
     markup: bool = False
+    generated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +37,13 @@ class Turn:
     open: bool = False
 
 
-def encode_turns(turns: Sequence[Turn], tokenizer: Tokenizer, *, split_header: bool) -> tuple[list[int], list[bool]]:
-    """Ids of the turns and whether each is trained: what an assistant wrote, and the token that ends it."""
+def encode_turns(
+    turns: Sequence[Turn], tokenizer: Tokenizer, *, split_header: bool, recall: Recall | None = None
+) -> tuple[list[int], list[bool]]:
+    """Ids of the turns and whether each is trained: what an assistant wrote, and the token that ends it.
+
+    `recall` may change how the text is cut into tokens, never the text.
+    """
     ids: list[int] = []
     trained: list[bool] = []
     for turn in turns:
@@ -40,7 +54,7 @@ def encode_turns(turns: Sequence[Turn], tokenizer: Tokenizer, *, split_header: b
             rest = turn.parts
         else:
             body, marks, rest = [], [], (header, *turn.parts)
-        more, more_marks = _encode_parts(rest, tokenizer)
+        more, more_marks = _encode_parts(rest, tokenizer, recall)
         ids += [tokenizer.im_start_id, *body, *more]
         trained += [False, *marks, *more_marks]
         if not turn.open:
@@ -49,12 +63,31 @@ def encode_turns(turns: Sequence[Turn], tokenizer: Tokenizer, *, split_header: b
     return ids, trained
 
 
-def _encode_parts(parts: Sequence[Part], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
+def wording(ids: Sequence[int], tokenizer: Tokenizer) -> Wording | None:
+    """What these ids say; None if it is no text."""
+    special = frozenset(tokenizer.special_tokens.values())
+    words: list[str | int] = []
+    for is_special, group in groupby(ids, special.__contains__):
+        if is_special:
+            words += group
+            continue
+        plain = list(group)
+        if not all(map(tokenizer.has, plain)):
+            return None
+        try:
+            words.append(tokenizer.decode(plain, errors="strict"))
+        except UnicodeDecodeError:
+            return None
+    return tuple(words)
+
+
+def _encode_parts(parts: Sequence[Part], tokenizer: Tokenizer, recall: Recall | None) -> tuple[list[int], list[bool]]:
     """Text that no special token interrupts is encoded as one, as transformers does with a rendered template."""
     ids: list[int] = []
     trained: list[bool] = []
     run: list[Part] = []
-    for piece in [piece for part in parts for piece in _cut_markup(part, tokenizer)]:
+    known = parts if recall is None else _recalled(parts, tokenizer, recall)
+    for piece in [piece for part in known for piece in _cut_markup(part, tokenizer)]:
         if piece.ids:
             _encode_run(run, tokenizer, ids, trained)
             run = []
@@ -64,6 +97,33 @@ def _encode_parts(parts: Sequence[Part], tokenizer: Tokenizer) -> tuple[list[int
             run.append(piece)
     _encode_run(run, tokenizer, ids, trained)
     return ids, trained
+
+
+def _recalled(parts: Sequence[Part], tokenizer: Tokenizer, recall: Recall) -> list[Part]:
+    """The parts, with remembered ids in place of what a model wrote, or of as much of it as is remembered."""
+    known: list[Part] = []
+    for generated, group in groupby(parts, lambda part: part.generated):
+        rest = list(group)
+        for end in range(len(rest), 0, -1) if generated else ():
+            ids = recall(_wording_of(rest[:end], tokenizer))
+            if ids:
+                known.append(Part(ids=tuple(ids), trained=True))
+                rest = rest[end:]
+                break
+        known += rest
+    return known
+
+
+def _wording_of(parts: Sequence[Part], tokenizer: Tokenizer) -> Wording:
+    words: list[str | int] = []
+    for piece in [piece for part in parts for piece in _cut_markup(part, tokenizer)]:
+        if piece.ids:
+            words += piece.ids
+        elif words and isinstance(words[-1], str):
+            words[-1] += piece.text
+        elif piece.text:
+            words.append(piece.text)
+    return tuple(words)
 
 
 def _cut_markup(part: Part, tokenizer: Tokenizer) -> list[Part]:

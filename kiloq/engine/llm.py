@@ -9,7 +9,17 @@ from typing import NamedTuple, overload
 
 import torch
 
-from kiloq.chat import ChatFormat, Message, Tool, chat_format_for, parse_messages, parse_tools, render, trim_history
+from kiloq.chat import (
+    ChatFormat,
+    Message,
+    Recall,
+    Tool,
+    chat_format_for,
+    parse_messages,
+    parse_tools,
+    render,
+    trim_history,
+)
 from kiloq.checkpoint import bundled, load_model, open_checkpoint, read_adapter
 from kiloq.errors import KiloqError, RequestError
 from kiloq.quant.linear import is_packed
@@ -158,9 +168,10 @@ class LLM:
         *,
         tools: Sequence[Tool] = (),
         thinking: bool | None = None,
+        recall: Recall | None = None,
     ) -> Prompt:
         """As `prompt_of`, with every message: one that is too long is the engine's to refuse, with the numbers."""
-        rendered = render(messages, self.tokenizer, self.format, tools=tools, thinking=thinking)
+        rendered = render(messages, self.tokenizer, self.format, tools=tools, thinking=thinking, recall=recall)
         if not params.ignore_eos:  # a base model's own stop ids may not know where a turn ends
             params = dataclasses.replace(params, stop_ids=(*params.stop_ids, self.tokenizer.im_end_id))
         if tools or any(message.role == "tool" for message in messages):

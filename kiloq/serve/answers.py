@@ -9,6 +9,8 @@ from kiloq.engine import Event, Usage
 from kiloq.engine.sampler import Sampled
 from kiloq.tokenizer import Tokenizer
 
+from .answer_memory import AnswerMemory
+
 Ending = Literal["stop", "length", "tool_calls"]
 
 
@@ -29,10 +31,12 @@ class AnswerDelta:
 class AnswerReader:
     """Reads the events of one answer; `spans` is given if log probabilities were asked for."""
 
-    def __init__(self, index: int, parser: ReplyParser, spans: "TokenSpans | None") -> None:
+    def __init__(self, index: int, parser: ReplyParser, memory: AnswerMemory, spans: "TokenSpans | None") -> None:
         self.index = index
         self.completion_tokens = 0  # drawn so far, the stop token included
-        self.token_ids: list[int] = []
+        self._ids: list[int] = []
+        self._num_chars = 0
+        self._memory = memory
         self._parser = parser
         self._spans = spans
         self._thought_tokens = 0
@@ -46,7 +50,8 @@ class AnswerReader:
     def read(self, event: Event) -> list[AnswerDelta]:
         """What an event makes certain."""
         self.completion_tokens += len(event.token_ids) + (event.stop_id is not None)
-        self.token_ids += event.token_ids
+        self._ids += event.token_ids
+        self._num_chars += len(event.text)
         if self._parser.is_thinking:
             self._thought_tokens += len(event.token_ids)
         if self._spans is not None:
@@ -59,6 +64,7 @@ class AnswerReader:
                 self._spans.flush()
         parts = [self._part(delta) for delta in deltas]
         if event.finish_reason is not None:
+            self._memory.remember(self._ids, self._num_chars)
             parts.append(AnswerDelta(self.index, finish_reason=self._ending(event), usage=event.usage))
         return parts
 

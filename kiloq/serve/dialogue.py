@@ -67,7 +67,9 @@ class Dialogue:
         llm, tools = service.llm, task.tools if task.tool_choice.mode != "none" else ()
 
         def lay_out() -> tuple[list[int], SamplingParams]:
-            ids, params = llm.whole_prompt_of(task.messages, task.params, tools=tools, thinking=task.thinking)
+            ids, params = llm.whole_prompt_of(
+                task.messages, task.params, tools=tools, thinking=task.thinking, recall=service.memory.recall
+            )
             return list(ids), replace(params, constraint=params.constraint or task.content)
 
         is_long = sum(len(message.content) for message in task.messages) > _LONG_TEXT
@@ -79,6 +81,7 @@ class Dialogue:
             AnswerReader(
                 index,
                 ReplyParser(llm.format, tools=in_form, calls=bool(tools), thinking=task.thinking),
+                service.memory,
                 None if params.logprobs is None else TokenSpans(llm.tokenizer),
             )
             for index in range(params.n)

@@ -2,12 +2,15 @@
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from kiloq.cache import BLOCK_SIZE
 from kiloq.engine import LLM
 from kiloq.errors import ConfigError
 
+from .answer_memory import AnswerMemory
 from .bridge import EngineThread
 from .errors import ApiError, Problem
 
@@ -72,6 +75,11 @@ class Service:
     @property
     def name(self) -> str:
         return self.config.names[0]
+
+    @cached_property
+    def memory(self) -> AnswerMemory:
+        """The ids of answers given before; as many as the engine's cache could hold keys of."""
+        return AnswerMemory(self.llm.tokenizer, max_tokens=self.llm.engine.stats.blocks * BLOCK_SIZE)
 
     def adapter_of(self, model: str) -> str:
         """The adapter that a request's `model` names; "" is the model itself. ApiError 404 for an unknown name."""
