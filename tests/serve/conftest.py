@@ -86,7 +86,7 @@ def _start(model: Path, flags: tuple[str, ...], log: Path) -> Server:
     while time.monotonic() < deadline and process.poll() is None:
         for line in log.read_text().splitlines():
             if " on http://" in line:
-                url = "http://" + line.split(" on http://")[1].split()[0]
+                url = "http://" + line.split(" on http://")[1].split()[0].rstrip(",")  # more may follow
                 if _answers(url):
                     return Server(url, process, log)
         time.sleep(0.05)
