@@ -1,6 +1,7 @@
 """Makes what run.py needs: a venv for each runtime, from PyPI with pinned versions, and its model files.
 
 python benchmarks/peers/setup.py --work FOLDER [--shapes qwen-1.8b,qwen2.5-0.5b] [--no-amx]
+python benchmarks/peers/setup.py --work FOLDER --serve       # instead: the servers that serve.py compares
 What is there already is kept. Takes about half an hour on two cores and 12 GB of disk for both shapes.
 """
 
@@ -10,10 +11,12 @@ import os
 import shlex
 import subprocess
 import sys
+import tarfile
 import venv
 from dataclasses import asdict
 from pathlib import Path
 
+from kiloq.bench.random_checkpoint import write_random_checkpoint
 from kiloq.bench.shapes import shape_config
 
 HERE = Path(__file__).parent
@@ -37,6 +40,16 @@ _NO_AMX = "-DGGML_NATIVE=OFF " + " ".join(
     f"-DGGML_{name}=ON"
     for name in ("SSE42", "AVX", "AVX2", "FMA", "F16C", "BMI2", "AVX512", "AVX512_VBMI", "AVX512_VNNI")
 )
+# llama-server comes with the sources of llama-cpp-python.
+SERVER_CMAKE = [
+    *("-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", "-DCMAKE_CXX_FLAGS=-fno-tree-dse -fno-dse"),
+    *("-DBUILD_SHARED_LIBS=OFF", "-DLLAMA_OPENSSL=OFF", "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_EXAMPLES=OFF"),
+    *("-DLLAMA_BUILD_APP=OFF", "-DLLAMA_USE_PREBUILT_UI=OFF"),
+]
+SERVER_PACKAGES = {
+    "llama": ["uvicorn", "fastapi", "sse-starlette", "starlette-context", "pydantic-settings"],
+    "hf": ["torch==2.13.0", "transformers[serving]==5.23.0"],
+}
 CMAKE_ARGS = {"llama": _NATIVE, "llama-noamx": _NO_AMX}
 
 
@@ -45,8 +58,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--shapes", default="qwen-1.8b,qwen2.5-0.5b")
     parser.add_argument("--no-amx", action="store_true", help="also llama.cpp without the matrix unit")
+    parser.add_argument("--serve", action="store_true", help="llama-server, transformers serve and their models only")
     options = parser.parse_args()
     work = options.work.resolve()
+    if options.serve:
+        make_servers(work, options.shapes.split(",")[-1])
+        return
     for name in STEPS:
         if name != "llama-noamx" or options.no_amx:
             make_venv(work, name)
@@ -82,6 +99,45 @@ def make_models(work: Path, shape: str) -> None:
             print(f"{folder.name}: writing", flush=True)
             offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
             call([python_of(work, "export"), HERE / "export_openvino.py", described, folder, kind], offline)
+
+
+def make_servers(work: Path, shape: str) -> None:
+    """Twenty minutes on two cores, nearly all of it compiling, and 5 GB."""
+    for name, packages in SERVER_PACKAGES.items():
+        make_venv(work, name)
+        call([python_of(work, name), "-m", "pip", "install", "-q", *packages])
+    make_llama_server(work)
+    models = work / "models"
+    models.mkdir(exist_ok=True)
+    described = models / f"{shape}.json"
+    described.write_text(json.dumps(describe(shape)))
+    ours, hf, file = models / f"{shape}-serve", models / f"{shape}-hf", models / f"{shape}-serve-Q4_0.gguf"
+    if not ours.exists():
+        write_random_checkpoint(ours, shape)
+    if not hf.exists():  # the same files; without an id that ends answers, all are as long as asked for
+        hf.mkdir()
+        for source in ours.glob("[!.]*"):
+            (hf / source.name).symlink_to(source)
+        (hf / "generation_config.json").unlink()
+        (hf / "generation_config.json").write_text('{"do_sample": false}\n')
+    if not file.exists():
+        print(f"{file.name}: writing", flush=True)
+        call([python_of(work, "llama"), HERE / "make_gguf.py", described, file, "Q4_0", ours])
+
+
+def make_llama_server(work: Path) -> None:
+    if (work / "llama-server/bin/llama-server").exists():
+        return
+    print("llama-server: compiling", flush=True)
+    sources = work / "src"
+    pip = [python_of(work, "llama"), "-m", "pip", "download", "-q", "--no-deps", "--no-binary", "llama-cpp-python"]
+    call([*pip, "-d", sources, LLAMA[0]])
+    (archive,) = sources.glob("llama_cpp_python-*.tar.gz")
+    with tarfile.open(archive) as packed:
+        packed.extractall(sources, filter="data")
+    vendored = archive.with_suffix("").with_suffix("") / "vendor/llama.cpp"
+    call(["cmake", "-S", vendored, "-B", work / "llama-server", *SERVER_CMAKE])
+    call(["cmake", "--build", work / "llama-server", "--target", "llama-server", "-j", str(os.cpu_count())])
 
 
 def describe(shape: str) -> dict[str, object]:

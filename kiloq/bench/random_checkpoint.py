@@ -1,5 +1,6 @@
 """A checkpoint folder of a named shape with random weights and a made-up vocabulary, for whatever reads checkpoints."""
 
+import os
 import random
 from itertools import product
 from pathlib import Path
@@ -17,6 +18,15 @@ from .random_weights import RandomMatrices
 from .shapes import shape_config
 
 _MOST_RANKS = 151_643  # of Qwen's own vocabulary
+
+
+def kept_random_checkpoint(shape: str) -> Path:
+    """The folder of such a checkpoint in the user's cache, where its packed matrices are kept too; made once."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "kiloq" / "random" / shape.lower()
+    if not folder.exists():
+        write_random_checkpoint(folder, shape)
+    return folder
 
 
 def write_random_checkpoint(folder: Path, shape: str, *, seed: int = 0) -> None:

@@ -9,6 +9,7 @@ from .serve_clients import Outcome
 from .tables import markdown
 
 STARVED = 3  # times the median wait for a first token
+_AT_ONCE = 0.25  # seconds after the first request: whoever comes then came with it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class LoadFigures:
     refused: int
     lost: int
     left: int  # their clients hung up
-    starved: int  # of those done: waited over three times the median for the first token
+    starved: int  # of those done: waited over three times the median of those who came as they did
     short: int  # of those done: fewer tokens than were asked for
     seconds: float
     requests_per_s: float  # of those done
@@ -50,6 +51,8 @@ class LoadFigures:
     busy_tok_s: float | None  # answer tokens, until the last request began: no client was idle
     cached_tokens: int
     first_token: Spread | None
+    first_token_at_once: Spread | None  # of the crowd with which the load began
+    first_token_later: Spread | None  # of all others
     between_tokens: Spread | None
     whole_answer: Spread | None
     client_cpu: float  # of one core
@@ -65,8 +68,7 @@ def load_figures(
     server_peak_bytes: int | None = None,
 ) -> LoadFigures:
     done = [outcome for outcome in outcomes if outcome.state == "done"]
-    waits = [outcome.first_token for outcome in done if outcome.first_token is not None and outcome.ask.is_streamed]
-    first = Spread.of(waits)
+    crowd, later = _waits(done)
     gaps = [later - earlier for one in done for earlier, later in zip(one.times, one.times[1:], strict=False)]
     seconds = max(outcome.ended for outcome in outcomes) - min(outcome.began for outcome in outcomes)
     states = [outcome.state for outcome in outcomes]
@@ -76,7 +78,7 @@ def load_figures(
         refused=states.count("refused"),
         lost=states.count("lost"),
         left=states.count("left"),
-        starved=sum(wait > STARVED * first.p50 for wait in waits) if first else 0,
+        starved=sum(wait > STARVED * percentile(waits, 50) for waits in (crowd, later) for wait in waits),
         short=sum(outcome.tokens < outcome.ask.max_tokens for outcome in done),
         seconds=seconds,
         requests_per_s=len(done) / seconds,
@@ -84,7 +86,9 @@ def load_figures(
         answer_tok_s=sum(outcome.tokens for outcome in outcomes) / seconds,
         busy_tok_s=_busy_speed(outcomes),
         cached_tokens=sum(outcome.cached_tokens or 0 for outcome in outcomes),
-        first_token=first,
+        first_token=Spread.of(crowd + later),
+        first_token_at_once=Spread.of(crowd),
+        first_token_later=Spread.of(later),
         between_tokens=Spread.of(gaps),
         whole_answer=Spread.of([outcome.ended - outcome.began for outcome in done]),
         client_cpu=client_cpu_s / seconds,
@@ -136,6 +140,8 @@ def load_table(figures: LoadFigures) -> str:
         [name, *_milliseconds(spread)]
         for name, spread in (
             ("first token", f.first_token),
+            ("- of those who came at once", f.first_token_at_once),
+            ("- of those who came later", f.first_token_later),
             ("between tokens", f.between_tokens),
             ("whole answer", f.whole_answer),
         )
@@ -173,6 +179,17 @@ def draw_load(path: Path, title: str, outcomes: Sequence[Outcome]) -> None:
 def _shares(values: Sequence[float]) -> tuple[list[float], list[float]]:
     ordered = sorted(values)
     return ordered, [(i + 1) / len(ordered) for i in range(len(ordered))]
+
+
+def _waits(done: Sequence[Outcome]) -> tuple[list[float], list[float]]:
+    """For the first token: of the crowd at the beginning, whose last must wait for all others' prompts, and later."""
+    crowd: list[float] = []
+    later: list[float] = []
+    begin = min((one.began for one in done), default=0.0)
+    for one in done:
+        if one.first_token is not None and one.ask.is_streamed:
+            (crowd if one.began - begin < _AT_ONCE else later).append(one.first_token)
+    return crowd, later
 
 
 def _busy_speed(outcomes: Sequence[Outcome]) -> float | None:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,23 +109,21 @@ def _server(options: ServerOptions) -> Iterator[tuple[str, int | None]]:
         return
     from kiloq.bench.serve_process import kiloq_server
 
-    with tempfile.TemporaryDirectory() as folder:
-        model, quantize = options.model, None
-        if options.shape is not None:
-            from kiloq.bench.random_checkpoint import write_random_checkpoint
-            from kiloq.bench.worker import PRECISIONS
+    model, quantize = options.model, None
+    if options.shape is not None:
+        from kiloq.bench.random_checkpoint import kept_random_checkpoint
+        from kiloq.bench.worker import PRECISIONS
 
-            if options.precision not in PRECISIONS:
-                raise ConfigError(f"--precision is {options.precision!r}; it takes {', '.join(PRECISIONS)}.")
-            model = str(Path(folder, options.shape))
-            write_random_checkpoint(Path(model), options.shape)
-            quantize = None if options.precision == "bf16" else options.precision
-        say("starting the server")
-        running = kiloq_server(model, quantize=quantize)
-        try:
-            yield running.url, running.pid
-        finally:
-            running.stop()
+        if options.precision not in PRECISIONS:
+            raise ConfigError(f"--precision is {options.precision!r}; it takes {', '.join(PRECISIONS)}.")
+        say(f"random weights of {options.shape} and their packed matrices are kept; the first time takes minutes")
+        model = str(kept_random_checkpoint(options.shape))
+        quantize = None if options.precision == "bf16" else options.precision
+    running = kiloq_server(model, quantize=quantize)
+    try:
+        yield running.url, running.pid
+    finally:
+        running.stop()
 
 
 @contextmanager

@@ -118,6 +118,12 @@ def test_figures_are_what_they_are_called() -> None:
 def test_who_waits_over_three_times_the_median_is_starved() -> None:
     figures = load_figures([outcome(0, 1, 2), outcome(0, 1, 2), outcome(0, 3.01, 4)], client_cpu_s=0)
     assert figures.starved == 1
+    crowd = [outcome(0, 6, 7) for _ in range(9)]
+    later = [outcome(50, 51, 52), outcome(60, 61, 62), outcome(70, 74, 75)]
+    figures = load_figures(crowd + later, client_cpu_s=0)
+    assert figures.starved == 1  # four seconds are long among those who came later
+    assert figures.first_token_at_once == Spread(p50=6, p95=6, p99=6, max=6)
+    assert figures.first_token_later == Spread(p50=1, p95=4, p99=4, max=4)
     assert "1 waited over 3 times the median" in load_table(figures)
 
 
