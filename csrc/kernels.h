@@ -20,6 +20,7 @@ struct Activations {
 };
 
 constexpr int64_t kTile = 16;              // rows of a weight matrix that lie side by side in one vector
+constexpr int64_t kDrawBlock = 64;         // logits whose largest is looked for together
 constexpr size_t kScratchBytes = 4 << 20;  // each thread's own scratch, 64-byte aligned
 constexpr size_t kLinearScratch = 2 << 20; // the first part of it, all that Kernels.linear touches
 
@@ -38,6 +39,11 @@ struct Kernels {
                    int32_t accumulate, void *scratch);
     void (*rms_norm)(const float *x, const float *weight, float eps, int64_t size, float *y);   // one row
     void (*swiglu)(const float *gate, const float *up, int64_t size, float *y);
+    // For draw.cpp. The largest of x and of each of its blocks of kDrawBlock; NaN if x holds one.
+    float (*block_peaks)(const float *x, int64_t size, float *peaks);
+    double (*tempered)(const float *x, int64_t size, float peak, float inverse, float *w);  // exp((x - peak) * inverse); sum
+    int64_t (*places_from)(const float *w, int64_t size, float floor, int32_t *places);  // where w >= floor; how many
+    void (*add_row)(const float *from, int64_t size, float *to);
     // Positions first..last-1 of a span, kv heads head..head_end-1: k normed and turned, k and v written to the cache.
     void (*write)(const AttendArgs *args, const kq_span *span, int64_t head, int64_t head_end, int64_t first,
                   int64_t last, void *scratch);

@@ -104,6 +104,24 @@ typedef struct {
 KQ_API void kq_attention(const kq_cache *cache, const kq_places *places, const float *qkv, const float *q_norm,
                          const float *k_norm, float eps, int32_t window, float *out);
 
+/* --- Choosing tokens --------------------------------------------------------------------------------------------- */
+
+/* What one row of logits is asked for: kiloq/ops/draw.py says what it means. The logits stay as they are. */
+typedef struct {
+    const float *logits;
+    int64_t num_shifts;                /* scores of shift_ids: s > 0 ? s / divide : s * divide, + add */
+    const int64_t *shift_ids;
+    const double *divide, *add;
+    const uint32_t *allowed;           /* bit i % 32 of word i / 32: token i may be drawn; NULL: all may */
+    double temperature;                /* 0: the first of the largest */
+    double top_p, min_p, uniform;      /* uniform: in [0, 1) */
+    int64_t top_k;                     /* 0: no limit */
+} kq_draw;
+
+/* tokens[i]: of row i; -1 if its logits hold NaN, infinity or nothing finite, -2 if none of those allowed is finite.
+ * -1: a size that the threads' scratch cannot hold, or an id that is no token. */
+KQ_API int32_t kq_draw_tokens(const kq_draw *draws, int64_t count, int64_t size, int64_t *tokens);
+
 /* --- A whole step from a plan of pointers ----------------------------------------------------------------------- */
 
 typedef struct {

@@ -1,7 +1,7 @@
 """The structures and functions of csrc/kiloq.h, field by field. Nothing is computed here."""
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
 
 VERSION = 2  # KQ_VERSION
 
@@ -100,6 +100,24 @@ class Model(ctypes.Structure):
     )
 
 
+class Draw(ctypes.Structure):
+    """kq_draw"""
+
+    _fields_ = (
+        ("logits", c_void_p),
+        ("num_shifts", c_int64),
+        ("shift_ids", c_void_p),
+        ("divide", c_void_p),
+        ("add", c_void_p),
+        ("allowed", c_void_p),
+        ("temperature", c_double),
+        ("top_p", c_double),
+        ("min_p", c_double),
+        ("uniform", c_double),
+        ("top_k", c_int64),
+    )
+
+
 class Update(ctypes.Structure):
     """kq_update"""
 
@@ -152,6 +170,7 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {  # result, argum
     "kq_rms_norm": (None, (c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p)),
     "kq_read": (c_int64, (c_void_p, c_int64)),
     "kq_attention": (None, (_CACHE, _PLACES, c_void_p, c_void_p, c_void_p, c_float, c_int32, c_void_p)),
+    "kq_draw_tokens": (c_int32, (POINTER(Draw), c_int64, c_int64, c_void_p)),
     "kq_run_step": (c_int32, (POINTER(Model), POINTER(Step))),
 }
 
