@@ -193,7 +193,7 @@ int64_t choose(const kq_draw *draw, int64_t size, Room *room) {
     if (!std::isfinite(peak)) return -1;
     if (draw->allowed) {
         for (int64_t i = 0; i < size; i++)
-            if (!(draw->allowed[i / 32] >> (i % 32) & 1)) room->scores[i] = -std::numeric_limits<float>::infinity();
+            if (!draw->allowed[i]) room->scores[i] = -std::numeric_limits<float>::infinity();
         peak = kernels->block_peaks(x, size, room->peaks);
         if (!std::isfinite(peak)) return -2;
     }
@@ -204,7 +204,7 @@ int64_t choose(const kq_draw *draw, int64_t size, Room *room) {
     }
     const float inverse = static_cast<float>(1 / std::max(draw->temperature, kColdest));
     if (draw->top_k > 0 && draw->top_k < size) return draw_top_k(x, size, peak, inverse, draw, room);
-    if (draw->top_p < 1 || draw->min_p > 0) return draw_nucleus(x, size, peak, inverse, draw, room);
+    if (draw->top_k > 0 || draw->top_p < 1 || draw->min_p > 0) return draw_nucleus(x, size, peak, inverse, draw, room);
     return draw_any(x, size, peak, inverse, draw, room);
 }
 

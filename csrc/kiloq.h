@@ -112,7 +112,7 @@ typedef struct {
     int64_t num_shifts;                /* scores of shift_ids: s > 0 ? s / divide : s * divide, + add */
     const int64_t *shift_ids;
     const double *divide, *add;
-    const uint32_t *allowed;           /* bit i % 32 of word i / 32: token i may be drawn; NULL: all may */
+    const uint8_t *allowed;            /* [size], 0: may not be drawn; NULL: all may */
     double temperature;                /* 0: the first of the largest */
     double top_p, min_p, uniform;      /* uniform: in [0, 1) */
     int64_t top_k;                     /* 0: no limit */

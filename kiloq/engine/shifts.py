@@ -53,10 +53,10 @@ class Shifts:
         other._params = _COUNTS_NOTHING
         return other
 
-    def table(self, row: int) -> Doubles:
-        """[4, distinct]: the row's number, token ids, divisors, addends; ids are exact in fp64."""
+    def arrays(self) -> tuple[Ids, Doubles, Doubles]:
+        """Distinct token ids, their divisors and addends."""
         n = len(self._slot)
-        return np.stack([np.full(n, row, np.float64), self._ids[:n], self._divide[:n], self._add[:n]])
+        return self._ids[:n], self._divide[:n], self._add[:n]
 
     def _find(self, token_id: int) -> int:
         slot = self._slot.get(token_id)

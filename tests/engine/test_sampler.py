@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from kiloq.engine.device_draw import draw_on_device
 from kiloq.engine.params import SamplingParams
-from kiloq.engine.sampler import BadLogitsError, RowSampler, _choose_on_device, _shifted, sample_batch
+from kiloq.engine.sampler import BadLogitsError, RowSampler, sample_batch
 from kiloq.errors import NumericsError, RequestError
 
 VOCAB = 20_011
@@ -195,7 +196,7 @@ def test_the_gpu_path_computes_in_fp32_whatever_torchs_default_is() -> None:
     logits, params = scores(4000).expand(400, -1), SamplingParams(temperature=0.7)
 
     def draw() -> list[int]:
-        return _choose_on_device(logits, logits.amax(1), [RowSampler(params, [], 4000, seed) for seed in range(400)])
+        return draw_on_device(logits, [RowSampler(params, [], 4000, seed).wish() for seed in range(400)])
 
     expected = draw()
     torch.set_default_dtype(torch.bfloat16)  # its 0.7 is 0.699
@@ -211,7 +212,6 @@ def test_the_gpu_path_draws_what_the_host_path_draws(asked: dict[str, object], d
     logits, params = scores(4000).expand(400, -1), SamplingParams(**asked)
     host, other = ([RowSampler(params, [1, 2], 4000, seed) for seed in range(400)] for _ in range(2))
     here = [sampled.token_id for sampled in sample_batch(logits, host)]
-    shifted = _shifted(logits.to(device), other)
-    there = _choose_on_device(shifted, shifted.amax(1), other)
+    there = draw_on_device(logits.to(device), [row.wish() for row in other])
     # The same uniform numbers: only sums that round differently may move a draw to a neighbour.
     assert sum(a != b for a, b in zip(here, there, strict=True)) < 5
