@@ -4,7 +4,8 @@ Byte for byte what the published chat templates render.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice, takewhile
 from typing import Literal
 
 from .messages import Message, Tool
@@ -37,22 +38,25 @@ def compose(
     query = _last_query(rest)
     for i, message in enumerate(rest):
         if message.role == "tool":
-            follows = i > 0 and rest[i - 1].role == "tool"
-            result = (
-                Part("\n<tool_response>\n" if follows else "<tool_response>\n", markup=True),
-                Part(message.content),
-                Part("\n</tool_response>", markup=True),
-            )
-            if follows:
-                turns[-1] = Turn("user", (*turns[-1].parts, *result))
-            else:
-                turns.append(Turn("user", result))
+            if i == 0 or rest[i - 1].role != "tool":  # one turn for all that follow each other
+                turns.append(Turn("user", _results(takewhile(lambda one: one.role == "tool", islice(rest, i, None)))))
         elif message.role == "assistant":
             shown = i > query and (i == len(rest) - 1 or bool(_split(message)[0]))
             turns.append(Turn("assistant", _answer(message, thinking, show_thought=shown)))
         else:
             turns.append(Turn(message.role, (Part(message.content),)))
     return turns
+
+
+def _results(messages: Iterable[Message]) -> tuple[Part, ...]:
+    parts: list[Part] = []
+    for i, message in enumerate(messages):
+        parts += (
+            Part("\n<tool_response>\n" if i else "<tool_response>\n", markup=True),
+            Part(message.content),
+            Part("\n</tool_response>", markup=True),
+        )
+    return tuple(parts)
 
 
 def generation_parts(thinking: Thinking, *, think: bool) -> tuple[Part, ...]:

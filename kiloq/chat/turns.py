@@ -12,6 +12,8 @@ Wording = tuple[str | int, ...]
 Recall = Callable[[Wording], Sequence[int] | None]
 """The ids in which a model once wrote just this, if they are remembered."""
 
+_MOST_CUT = 32  # parts at the end of an answer without which it is looked for: a client may make up an endless one
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -104,7 +106,7 @@ def _recalled(parts: Sequence[Part], tokenizer: Tokenizer, recall: Recall) -> li
     known: list[Part] = []
     for generated, group in groupby(parts, lambda part: part.generated):
         rest = list(group)
-        for end in range(len(rest), 0, -1) if generated else ():
+        for end in range(len(rest), max(len(rest) - _MOST_CUT, 0), -1) if generated else ():
             ids = recall(_wording_of(rest[:end], tokenizer))
             if ids:
                 known.append(Part(ids=tuple(ids), trained=True))
@@ -116,14 +118,13 @@ def _recalled(parts: Sequence[Part], tokenizer: Tokenizer, recall: Recall) -> li
 
 def _wording_of(parts: Sequence[Part], tokenizer: Tokenizer) -> Wording:
     words: list[str | int] = []
-    for piece in [piece for part in parts for piece in _cut_markup(part, tokenizer)]:
-        if piece.ids:
-            words += piece.ids
-        elif words and isinstance(words[-1], str):
-            words[-1] += piece.text
-        elif piece.text:
-            words.append(piece.text)
-    return tuple(words)
+    pieces = [piece for part in parts for piece in _cut_markup(part, tokenizer)]
+    for is_text, group in groupby(pieces, lambda piece: not piece.ids):
+        if is_text:
+            words.append("".join(piece.text for piece in group))
+        else:
+            words += [token_id for piece in group for token_id in piece.ids]
+    return tuple(word for word in words if word != "")
 
 
 def _cut_markup(part: Part, tokenizer: Tokenizer) -> list[Part]:

@@ -159,6 +159,8 @@ class EngineThread:
         try:
             if params.constraint is not None:  # up to seconds, which neither the loop nor a step may take
                 await asyncio.to_thread(engine.compile, params.constraint)
+            if stream.is_done:  # its time was over meanwhile: nobody would end it in the engine
+                return stream
             await self._worker.call(add)
         except BaseException:
             stream.close()  # its client may be gone while the engine has it already

@@ -19,6 +19,7 @@ from .service import Service
 __all__ = ["AnswerDelta", "ChatTask", "Dialogue", "Ending", "ToolChoice"]
 
 _LONG_TEXT = 4_000  # characters; laying out as much takes longer than a thread's start
+_TURN_COST = 100  # characters that are laid out in the time that a turn takes by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class Dialogue:
             )
             return list(ids), replace(params, constraint=params.constraint or task.content)
 
-        is_long = sum(len(message.content) for message in task.messages) > _LONG_TEXT
+        is_long = sum(_TURN_COST + len(message.content) for message in task.messages) > _LONG_TEXT
         ids, params = await asyncio.to_thread(lay_out) if is_long else lay_out()
         stream = await service.engine.open(ids, params, adapter=task.adapter)
         # Results of tools in the history make v1 go on in the form of calls, even if none may follow.

@@ -20,6 +20,7 @@ T = TypeVar("T")
 KEEP_ALIVE = b": keep-alive\n\n"
 _KEEP_ALIVE_SECONDS = 15.0  # proxies and clients give up after 30 to 60 silent ones
 _DEEPEST = 64  # nested lists and objects; schemas of real tools stay below 20
+_MOST_NESTED = 20_000  # in one body: each is looked at several times on the event loop, most as messages or as errors
 _HALF_CHARACTER = re.compile(rb"\\u[dD][89abABcdefCDEF]")
 
 _log = logging.getLogger("kiloq.serve")
@@ -185,8 +186,7 @@ def _check_type(content_type: str | None) -> None:
 def _parsed(body: bytes) -> object:
     try:
         value: object = json.loads(body.decode(), parse_constant=_refuse_constant)
-        if _depth_exceeds(value, _DEEPEST):
-            raise RecursionError
+        _check_nesting(value)
         # Half a surrogate pair is no text: it would fail wherever it is written as UTF-8.
         if _HALF_CHARACTER.search(body):
             json.dumps(value, ensure_ascii=False).encode()
@@ -204,18 +204,21 @@ def _parsed(body: bytes) -> object:
     return value
 
 
-def _depth_exceeds(value: object, limit: int) -> bool:
-    level = [value]
-    for _ in range(limit + 1):
+def _check_nesting(value: object) -> None:
+    level, count = [value], 0
+    for _ in range(_DEEPEST + 1):
         level = [
             inner
             for outer in level
             for inner in (outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ())
             if isinstance(inner, dict | list)
         ]
+        count += len(level)
+        if count > _MOST_NESTED:
+            raise _invalid(f"The body holds more than {_MOST_NESTED:,} lists and objects.")
         if not level:
-            return False
-    return True
+            return
+    raise RecursionError
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -91,7 +91,7 @@ class Service:
         raise ApiError(
             Problem(
                 status=404,
-                message=f"The model `{model}` does not exist. Served here: {known}.",
+                message=f"The model `{model:.100}` does not exist. Served here: {known}.",
                 param="model",
                 code="model_not_found",
             )

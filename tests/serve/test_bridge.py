@@ -1,6 +1,7 @@
 """What the event loop may ask of the engine's thread, and what it gets whatever happens in between."""
 
 import asyncio
+import dataclasses
 import random
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
@@ -15,6 +16,7 @@ from torch import Tensor
 from kiloq import LLM, SamplingParams
 from kiloq.engine import Event
 from kiloq.engine.events import EngineStats
+from kiloq.engine.params import Constraint
 from kiloq.errors import RequestError
 from kiloq.serve.bridge import AnswerStream, BridgeConfig, BusyError, EngineThread, RequestTimeoutError
 from kiloq.serve.worker import EngineError
@@ -443,5 +445,18 @@ def test_metrics_agree_with_what_happened(llm: LLM) -> None:
             for name in ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"):
                 assert found[name,] == 0
             assert found["kiloq_healthy",] == 1
+
+    during(test)
+
+
+def test_a_request_whose_time_ends_while_its_constraint_is_compiled_leaves_nothing(llm: LLM) -> None:
+    words = "|".join(f"x{i}.*y{i}" for i in range(5000))  # takes longer than the request may
+
+    async def test() -> None:
+        async with engine_of(llm, request_timeout=0.002) as engine:
+            params = dataclasses.replace(LONG, constraint=Constraint("regex", f"({words}|.*)"))
+            with pytest.raises(RequestTimeoutError):
+                await read(await engine.open(prompt(llm), params))
+            engine.config = BridgeConfig()  # what comes now may take its time
 
     during(test)
