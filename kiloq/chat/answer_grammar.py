@@ -18,6 +18,7 @@ from .tool_schema import arguments_schema
 JSON_BLANKS = r"[ \t]{0,2}|\r?\n[ \t]{0,40}"
 _ANY = "/(?s:.*)/"
 _INPUT = "\nAction Input:"
+_LINE = r"((?s:.*)\n|\s*)"  # what comes before a marker of ReAct
 _MOST_THOUGHT = 400  # characters in front of a call of ReAct that has to come
 
 Grammar = tuple[list[str], list[str]]
@@ -28,6 +29,7 @@ def answer_grammar(
     fmt: ChatFormat,
     *,
     tools: Sequence[Tool] = (),
+    may_call: bool = True,
     required: bool = False,
     names: Collection[str] = (),
     parallel: bool = True,
@@ -39,7 +41,7 @@ def answer_grammar(
     `names` are the tools that may be called, if not all; `required`: one must be; `parallel`: there may be several
     calls. `content` is what an answer without a call must be: a Lark expression, such as `json_expression` writes.
     """
-    callable_tools = [tool for tool in tools if not names or tool.name in names]
+    callable_tools = [tool for tool in tools if may_call and (not names or tool.name in names)]
     if (required or names) and not callable_tools:
         asked = ", ".join(sorted(names)) or "any tool"
         raise RequestError(f"the answer must call {asked}, which is not among the {len(tools):,} tools given.")
@@ -86,17 +88,18 @@ def _hermes(tools: Sequence[Tool], content: str | None, *, required: bool, paral
 
 def _react(tools: Sequence[Tool], content: str | None, *, required: bool) -> Grammar:
     """A thought, then either Action and Action Input, where the answer ends, or Final Answer."""
-    rules = [f"named: {_alternatives([f' {_name(tool.name)}{_INPUT} ' for tool in tools], tools)}"]
+    named = f"named: {_alternatives([f' {_name(tool.name)}{_INPUT} ' for tool in tools], tools)}"
     if required:
-        return [rf"/[^\n]{{0,{_MOST_THOUGHT}}}\nAction:/ named"], rules
+        return [rf"/[^\n]{{0,{_MOST_THOUGHT}}}\nAction:/ named"], [named]
+    # What follows a marker is held from its first appearance on, so nothing else may hold one.
     ways = [f"to_final {_ANY if content is None else content}"]
-    rules.append(r"to_final[lazy]: /(?s:.*)\nFinal Answer: /")
+    rules = ["to_final[lazy]: TO_FINAL", f"TO_FINAL: /{_LINE}Final Answer: / & ~/{_LINE}Action:(?s:.*)/"]
     if tools:
         ways.append("to_action named")
-        rules.append(r"to_action[lazy]: /(?s:.*)\nAction:/")
+        rules += [named, "to_action[lazy]: TO_ACTION", f"TO_ACTION: /{_LINE}Action:/ & ~/{_LINE}Final Answer:(?s:.*)/"]
     if content is None:
         ways.append("TEXT")
-        rules.append(rf"TEXT: {_ANY} & ~/(?s:.*)\n(Action:|Final Answer: )(?s:.*)/")
+        rules.append(rf"TEXT: {_ANY} & ~/{_LINE}(Action|Final Answer):(?s:.*)/")
     return ways, rules
 
 

@@ -113,7 +113,7 @@ class HermesReader(Reader):
         self._tools = tools
         self._trim = inside  # newlines come next that belong to a marker
         self._blank = ""  # before the present call; shown only if it turns out to be none
-        self._scan = _ObjectScan()
+        self._scan = ObjectScan()
 
     @property
     def is_thinking(self) -> bool:
@@ -165,7 +165,7 @@ class HermesReader(Reader):
         name = _json(head[1]) if head else None
         if head and isinstance(name, str) and name:
             self.begin_call(name)
-            self._scan = _ObjectScan()
+            self._scan = ObjectScan()
             return self.go(self._show_arguments, self.text[head.end() :])
         if end < 0 and not last:
             return False
@@ -195,13 +195,18 @@ class HermesReader(Reader):
         return bool(self.text)
 
 
-class _ObjectScan:
+class ObjectScan:
     """Finds the end of one JSON object in pieces of text."""
 
     def __init__(self) -> None:
         self._depth = 0
         self._quoted = False
         self._escaped = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether more has to come."""
+        return self._quoted or self._depth > 0
 
     def find_end(self, text: str) -> int | None:
         """The place after the closing brace, or of a `<`, which JSON has only in strings; None: not in this piece."""

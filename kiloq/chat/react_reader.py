@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 
-from .grammar import Reader, safe_length
+from .grammar import ObjectScan, Reader, safe_length
 
 _OBSERVATION = "\nObservation:"
 _INPUT = "\nAction Input:"
@@ -23,10 +23,15 @@ class ReActReader(Reader):
         super().__init__(self._think, new_id)
         self._may_call = calls
         self._begun = False
+        self._scan = ObjectScan()
 
     @property
     def is_thinking(self) -> bool:
         return self.step == self._think
+
+    @property
+    def in_call(self) -> bool:
+        return self.step == self._input and self._scan.is_open
 
     def _think(self, last: bool) -> bool:
         final, action = _FINAL.search(self.text), _ACTION.search(self.text) if self._may_call else None
@@ -53,6 +58,7 @@ class ReActReader(Reader):
         if said:  # blanks alone may still begin the marker
             self.take(len(said))
             self.show_arguments(said if self._begun else said.lstrip())
+            self._scan.find_end(said)
             self._begun = True
         return at >= 0 and self.go(self._ignore, "")
 

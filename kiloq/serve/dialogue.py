@@ -4,11 +4,13 @@ Knows conversations, formats and the engine's events; no wire format.
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from kiloq.chat import Message, ReplyParser, Tool
+from kiloq.chat import ChatFormat, Message, ReplyParser, Tool
+from kiloq.chat.answer_grammar import answer_grammar, json_expression
 from kiloq.engine import SamplingParams
 from kiloq.engine.params import Constraint
 
@@ -32,7 +34,11 @@ class ToolChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class ChatTask:
-    """What every chat API asks for, whatever its wire format. `content` is what the answer's content must be."""
+    """What every chat API asks for, whatever its wire format.
+
+    `content` is what the answer's content must be, as JSON; a constraint among the parameters is for the whole answer,
+    and wins over it and over what tools ask for.
+    """
 
     messages: tuple[Message, ...]
     params: SamplingParams
@@ -65,23 +71,24 @@ class Dialogue:
     @classmethod
     async def open(cls, service: Service, task: ChatTask) -> "Dialogue":
         """Admitted, or refused with RequestError or BusyError, before anything is answered."""
-        llm, tools = service.llm, task.tools if task.tool_choice.mode != "none" else ()
+        llm = service.llm
 
         def lay_out() -> tuple[list[int], SamplingParams]:
             ids, params = llm.whole_prompt_of(
-                task.messages, task.params, tools=tools, thinking=task.thinking, recall=service.memory.recall
+                task.messages, task.params, tools=task.tools, thinking=task.thinking, recall=service.memory.recall
             )
-            return list(ids), replace(params, constraint=params.constraint or task.content)
+            return list(ids), replace(params, constraint=params.constraint or _constraint(task, llm.format))
 
         is_long = sum(_TURN_COST + len(message.content) for message in task.messages) > _LONG_TEXT
         ids, params = await asyncio.to_thread(lay_out) if is_long else lay_out()
         stream = await service.engine.open(ids, params, adapter=task.adapter)
         # Results of tools in the history make v1 go on in the form of calls, even if none may follow.
-        in_form = bool(tools) or any(message.role == "tool" for message in task.messages)
+        in_form = bool(task.tools) or any(message.role == "tool" for message in task.messages)
+        may_call = bool(task.tools) and task.tool_choice.mode != "none"
         answers = [
             AnswerReader(
                 index,
-                ReplyParser(llm.format, tools=in_form, calls=bool(tools), thinking=task.thinking),
+                ReplyParser(llm.format, tools=in_form, calls=may_call, thinking=task.thinking),
                 service.memory,
                 None if params.logprobs is None else TokenSpans(llm.tokenizer),
             )
@@ -95,3 +102,28 @@ class Dialogue:
     async def __aiter__(self) -> AsyncIterator[list[AnswerDelta]]:
         async for events in self._stream:
             yield [delta for event in events for delta in self._answers[event.index].read(event)]
+
+
+def _constraint(task: ChatTask, fmt: ChatFormat) -> Constraint | None:
+    """What the whole answer must look like: thoughts, content and calls."""
+    if not task.tools and fmt.thinking == "none":
+        return task.content  # nothing but content
+    grammar = answer_grammar(
+        fmt,
+        tools=task.tools,
+        may_call=task.tool_choice.mode != "none",
+        required=task.tool_choice.mode == "required",
+        names=task.tool_choice.names,
+        parallel=task.parallel_calls,
+        thinking=task.thinking,
+        content=None if task.content is None else _expression(task.content),
+    )
+    return None if grammar is None else Constraint("lark", grammar)
+
+
+def _expression(content: Constraint) -> str:
+    """The content alone, in a grammar of more than it."""
+    if content.kind == "json_object":
+        return json_expression({"type": "object"})
+    assert content.kind == "json_schema", content.kind
+    return json_expression(json.loads(content.source))

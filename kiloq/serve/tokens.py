@@ -69,6 +69,7 @@ def _tokenize(service: Service, request: TokenizeRequest) -> dict[str, object]:
             service.llm.format,
             tools=parse_tools(request.tools),
             add_generation_prompt=request.add_generation_prompt,
+            recall=service.memory.recall,
         ).ids
     elif request.parse_special:
         ids = tokenizer.encode(request.prompt, allowed_special="all")
