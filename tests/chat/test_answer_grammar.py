@@ -245,6 +245,9 @@ ACTION = '\nAction: weather\nAction Input: {"city": "Seoul"}'
             [f"{ACTION}\n", "Thought\nAction: x"],
         ),
         (QWEN1, {"required": True}, [f"Thought: hm{ACTION}", f" hm{ACTION}"], ["hi", "Thought: hm\nFinal Answer: 7"]),
+        (QWEN1, {}, ["Final Answer: 7"], [f"Final: 7{ACTION}x", "Action: x\nAction Input: {}\nFinal Answer: 7"]),
+        (QWEN1, {"may_call": False}, ["hi", "Thought: hm\nFinal Answer: 7"], [f"Thought: hm{ACTION}", ACTION.strip()]),
+        (QWEN2_5, {"may_call": False}, ["hi", "<tool_cal"], [CALL, f"hi\n{CALL}", "<tool_call>"]),
         (QWEN1, {"names": ["now"]}, ["Thought:\nAction: now\nAction Input: {}"], [f"Thought: hm{ACTION}"]),
     ],
 )
