@@ -106,8 +106,9 @@ def _recalled(parts: Sequence[Part], tokenizer: Tokenizer, recall: Recall) -> li
     known: list[Part] = []
     for generated, group in groupby(parts, lambda part: part.generated):
         rest = list(group)
-        for end in range(len(rest), max(len(rest) - _MOST_CUT, 0), -1) if generated else ():
-            ids = recall(_wording_of(rest[:end], tokenizer))
+        cut = [_cut_markup(part, tokenizer) for part in rest] if generated else []
+        for end in range(len(cut), max(len(cut) - _MOST_CUT, 0), -1):
+            ids = recall(_wording_of([piece for pieces in cut[:end] for piece in pieces]))
             if ids:
                 known.append(Part(ids=tuple(ids), trained=True))
                 rest = rest[end:]
@@ -116,9 +117,8 @@ def _recalled(parts: Sequence[Part], tokenizer: Tokenizer, recall: Recall) -> li
     return known
 
 
-def _wording_of(parts: Sequence[Part], tokenizer: Tokenizer) -> Wording:
+def _wording_of(pieces: Sequence[Part]) -> Wording:
     words: list[str | int] = []
-    pieces = [piece for part in parts for piece in _cut_markup(part, tokenizer)]
     for is_text, group in groupby(pieces, lambda piece: not piece.ids):
         if is_text:
             words.append("".join(piece.text for piece in group))

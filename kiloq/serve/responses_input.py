@@ -1,7 +1,6 @@
 """Items and tools of a responses request, read into the words of a dialogue. Knows OpenAI's wire format."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Literal, NoReturn
 
 from kiloq.chat import Message, Role, Tool, ToolCall, parse_tools
@@ -85,7 +84,10 @@ class _ItemReader:
 
     def __init__(self, messages: list[Message]) -> None:
         self._messages = messages
-        self._answer: Message | None = None  # of the model, to which its next item belongs
+        # Of the model's present answer, to which its next item belongs.
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: list[ToolCall] = []
         self._names: dict[str, str] = {}  # call id -> function
 
     def read(self, item: Fields, where: str) -> None:
@@ -93,13 +95,12 @@ class _ItemReader:
         if kind == "reasoning":
             thought = _joined(item.get("content") or item.get("summary") or [], f"{where}.content", _THOUGHTS)
             # A thought opens an answer: after anything else that the model said, it is the next one.
-            if self._answer is not None and (self._answer.content or self._answer.tool_calls):
-                self.end()
-            self._extend(reasoning=thought)
+            self._end_if_said()
+            self._reasoning.append(thought)
         elif kind == "function_call":
             name, call_id = _text(item, "name", where), _text(item, "call_id", where)
             self._names[call_id] = name
-            self._extend(call=ToolCall(id=call_id, name=name, arguments=_arguments(item, where)))
+            self._calls.append(ToolCall(id=call_id, name=name, arguments=_arguments(item, where)))
         elif kind == "function_call_output":
             self.end()
             call_id = _text(item, "call_id", where)
@@ -115,9 +116,11 @@ class _ItemReader:
 
     def end(self) -> None:
         """Nothing more comes of the model's present answer."""
-        if self._answer is not None:
-            self._messages.append(self._answer)
-            self._answer = None
+        if self._content or self._reasoning or self._calls:
+            content, reasoning = "".join(self._content), "".join(self._reasoning)
+            calls = tuple(self._calls)
+            self._messages.append(Message(role="assistant", content=content, reasoning=reasoning, tool_calls=calls))
+            self._content, self._reasoning, self._calls = [], [], []
 
     def _message(self, item: Fields, where: str) -> None:
         role = _ROLES.get(str(item.get("role")))
@@ -127,21 +130,15 @@ class _ItemReader:
             )
         content = _joined(item.get("content"), f"{where}.content", _TEXTS)
         if role == "assistant":
-            if self._answer is not None and (self._answer.content or self._answer.tool_calls):
-                self.end()
-            self._extend(content=content)
+            self._end_if_said()
+            self._content.append(content)
         else:
             self.end()
             self._messages.append(Message(role=role, content=content))
 
-    def _extend(self, *, content: str = "", reasoning: str = "", call: ToolCall | None = None) -> None:
-        answer = self._answer or Message(role="assistant", content="")
-        self._answer = replace(
-            answer,
-            content=answer.content + content,
-            reasoning=answer.reasoning + reasoning,
-            tool_calls=answer.tool_calls if call is None else (*answer.tool_calls, call),
-        )
+    def _end_if_said(self) -> None:
+        if any(self._content) or self._calls:
+            self.end()
 
     def _refuse(self, where: str, message: str) -> NoReturn:
         raise refuse("input", f"{where}.{message}.")
