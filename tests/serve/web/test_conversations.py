@@ -40,7 +40,7 @@ def test_a_reload_keeps_the_conversation_and_its_settings(web: Any) -> None:
 def test_an_answer_that_a_reload_cut_off_is_kept_so_far(web: Any) -> None:
     web.recite(ignore_eos=True, max_tokens=6000)
     web.type("Tell me")
-    web.page.wait_for_function("document.querySelector('.turn-answer .prose')?.textContent.length > 200")
+    web.page.wait_for_function("() => document.querySelector('.turn-answer .prose')?.textContent.length > 200")
     web.page.reload()
     expect(web.answers.locator(".note")).to_have_text("The answer was cut off.")
     assert len(web.answers.locator(".prose").inner_text()) > 100

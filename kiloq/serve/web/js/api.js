@@ -1,7 +1,8 @@
 // The server's API: which models there are, and an answer as a stream of events. Knows nothing of the page.
 
+import { setTabValue, tabValue } from "./store.js";
+
 const BASE = new URL("v1/", document.baseURI);
-const KEY = "kiloq.key";
 
 // What the server, or the lack of one, says: `status` 0 means that no answer came at all.
 export class ApiProblem extends Error {
@@ -13,25 +14,19 @@ export class ApiProblem extends Error {
 }
 
 // The key lives as long as the tab does, and in nothing that lasts.
-let memoryKey = "";
 export function setKey(key) {
-  memoryKey = key;
-  try {
-    sessionStorage.setItem(KEY, key);
-  } catch {} // no storage: the key lives as long as the page
+  setTabValue("key", key);
 }
-function headers() {
-  let key = memoryKey;
-  try {
-    key ||= sessionStorage.getItem(KEY) ?? "";
-  } catch {}
+
+function authorization() {
+  const key = tabValue("key");
   return key ? { Authorization: `Bearer ${key}` } : {};
 }
 
 async function call(path, options) {
   let response;
   try {
-    response = await fetch(new URL(path, BASE), { ...options, headers: { ...headers(), ...options.headers } });
+    response = await fetch(new URL(path, BASE), { ...options, headers: { ...authorization(), ...options.headers } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ApiProblem(0, "");

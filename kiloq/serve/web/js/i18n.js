@@ -5,7 +5,7 @@ import { preference, setPreference } from "./store.js";
 export const LANGUAGES = { en: "English", zh: "中文", ko: "한국어" };
 const TAGS = { en: "en", zh: "zh-CN", ko: "ko" };
 
-const TEXTS = {
+export const TEXTS = {
   newChat: ["New chat", "新对话", "새 대화"],
   conversations: ["Conversations", "对话列表", "대화 목록"],
   openSidebar: ["Show conversations", "显示对话列表", "대화 목록 보기"],

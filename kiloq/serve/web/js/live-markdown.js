@@ -3,12 +3,12 @@
 
 import { blocksOf, toFragment } from "./markdown.js";
 
+const DEFINITION = /^[ >*+\d.-]*\[[^\]]+\]:/m;
 const SHARE = 4; // pauses between renderings, in units of the last one's duration
 
 export class LiveMarkdown {
   #text = "";
   #done = 0; // characters of finished blocks
-  #env = {};
   #tail = []; // the nodes of the last block
   #frame = 0;
   #resting = 0;
@@ -27,15 +27,12 @@ export class LiveMarkdown {
     cancelAnimationFrame(this.#frame);
     clearTimeout(this.#resting);
     this.#text = text;
-    this.#show(false);
-    // Links by reference may have been used before they were defined: then all is made once more.
-    if (Object.keys(this.#env.references ?? {}).length) {
-      this.#env = { references: this.#env.references };
+    // Links by reference find their addresses only when all is there: then all is made once more.
+    if (this.#done && DEFINITION.test(text)) {
       this.#done = 0;
-      this.element.replaceChildren();
-      this.#tail = [];
-      this.#show(false);
+      this.#tail = [...this.element.childNodes];
     }
+    this.#show(false);
   }
 
   #render() {
@@ -51,7 +48,7 @@ export class LiveMarkdown {
 
   #show(open) {
     const text = this.#text.slice(this.#done).replace(/\r\n?/g, "\n");
-    const blocks = blocksOf(text, { open, env: this.#env });
+    const blocks = blocksOf(text, { open });
     const last = finishedUpTo(blocks, text, open);
     if (last > 0) {
       const html = blocks.slice(0, last).map((block) => block.html);

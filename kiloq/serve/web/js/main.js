@@ -8,16 +8,15 @@ import { currentLanguage, LANGUAGES, setLanguage, t, translatePage } from "./i18
 import { toast } from "./menu.js";
 import { askForKey, openSettings } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
-import { preference, setPreference, Store } from "./store.js";
+import { preference, setPreference, setTabValue, Store, tabValue } from "./store.js";
 import { problemText, Transcript } from "./transcript.js";
 
-const OPEN = "kiloq.open"; // the conversation that this tab shows, across reloads
 const THEMES = { auto: "auto", light: "sun", dark: "moon" };
 
 for (const node of document.querySelectorAll("[data-icon]")) node.prepend(icon(node.dataset.icon));
 const chat = new Chat(await Store.open());
 chat.addEventListener("trouble", ({ detail }) => toast(t(detail)));
-await chat.load(sessionStorage.getItem(OPEN));
+await chat.load(tabValue("open"));
 
 const transcript = new Transcript(chat);
 const composer = new Composer(chat, { editLast: () => transcript.editLast() });
@@ -25,7 +24,7 @@ const sidebar = new Sidebar(chat, { opened: () => composer.focusGently() });
 let hasKey = false;
 
 chat.addEventListener("turns", () => {
-  sessionStorage.setItem(OPEN, chat.current.id);
+  setTabValue("open", chat.current.id);
   showModels();
 });
 chat.addEventListener("key", () => wantKey(() => chat.retry()));

@@ -56,8 +56,8 @@ DOMPurify.addHook("afterSanitizeAttributes", (node) => {
 });
 
 // The top-level blocks of a text: [{line, html}], `line` being where a block starts. `open`: more may follow.
-export function blocksOf(text, { open = false, env = {} } = {}) {
-  env.open = open;
+export function blocksOf(text, { open = false } = {}) {
+  const env = { open };
   const tokens = md.parse(text, env);
   const blocks = [];
   let begin = 0;

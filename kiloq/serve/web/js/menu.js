@@ -20,7 +20,7 @@ export function openMenu(button, entries) {
     if (menu.contains(document.activeElement) || document.activeElement === document.body) button.focus();
     menu.remove();
   });
-  document.body.append(menu);
+  button.after(menu);
   menu.showPopover();
   const beside = button.getBoundingClientRect();
   menu.style.top = `${Math.min(beside.bottom + 4, innerHeight - menu.offsetHeight - 8)}px`;

@@ -33,11 +33,19 @@ export class Store {
   }
 
   async put(conversation) {
-    if (this.database) await finished(this.#table("readwrite").put(conversation).transaction);
+    if (this.database) await this.#write((table) => table.put(conversation));
   }
 
   async remove(id) {
-    if (this.database) await finished(this.#table("readwrite").delete(id).transaction);
+    if (this.database) await this.#write((table) => table.delete(id));
+  }
+
+  #write(act) {
+    const table = this.#table("readwrite");
+    act(table);
+    const written = finished(table.transaction);
+    table.transaction.commit(); // at once: the page may be going away
+    return written;
   }
 
   #table(mode) {
@@ -63,6 +71,22 @@ function finished(transaction) {
 }
 
 const memory = new Map();
+
+// What a tab keeps across reloads, and forgets when it is closed. No storage: it lasts as long as the page.
+export function tabValue(name) {
+  try {
+    return sessionStorage.getItem(`kiloq.${name}`) ?? "";
+  } catch {
+    return memory.get(`tab ${name}`) ?? "";
+  }
+}
+
+export function setTabValue(name, value) {
+  memory.set(`tab ${name}`, value);
+  try {
+    sessionStorage.setItem(`kiloq.${name}`, value);
+  } catch {}
+}
 
 export function preference(name, fallback) {
   try {
