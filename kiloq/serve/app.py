@@ -4,6 +4,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -13,7 +14,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kiloq.errors import KiloqError
 
-from . import dashscope, health, openai_chat, openai_completions, openai_models, openai_responses, pages, tokens
+from . import (
+    api_docs,
+    dashscope,
+    health,
+    openai_chat,
+    openai_completions,
+    openai_models,
+    openai_responses,
+    pages,
+    tokens,
+)
 from .access_log import AccessLog, record_of, writer
 from .auth import KeyCheck
 from .errors import error_response, problem_of
@@ -34,6 +45,7 @@ ROUTES: tuple[Routes, ...] = (
     dashscope.routes,
     health.routes,
     pages.routes,
+    api_docs.routes,
 )
 
 _CLOUD_OPENAI = "/compatible-mode"  # where DashScope's cloud has OpenAI's API: the same routes answer there
@@ -53,11 +65,12 @@ def create_app(service: Service) -> FastAPI:
         yield
         service.engine.stop()
 
-    app = FastAPI(
+    app = _App(
         title="kiloq",
         version=version("kiloq"),
         summary=f"{service.name}, served to OpenAI and DashScope clients.",
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
     )
     for router in (routes(service) for routes in OPENAI):
@@ -67,8 +80,20 @@ def create_app(service: Service) -> FastAPI:
         app.include_router(routes(service))
     for kind in (KiloqError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _refuse)
+    app.has_keys = bool(service.config.api_keys)
     _guard(app, service.config)
     return app
+
+
+class _App(FastAPI):
+    """FastAPI, with its own words about errors left out of the description."""
+
+    has_keys = False
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = api_docs.described(self, has_keys=self.has_keys)
+        return self.openapi_schema
 
 
 def _guard(app: FastAPI, config: ServeConfig) -> None:
