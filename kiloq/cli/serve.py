@@ -123,8 +123,7 @@ def run(
     llm = model.load(max_batch=door.max_batch, adapters=dict(config.adapters), seed=door.seed)
 
     def ready(url: str) -> None:
-        keys = f", {len(config.api_keys)} API keys" if config.api_keys else ""
-        say(f"serving {', '.join((*config.names, *dict(config.adapters)))} on {url}{keys}")
+        say(f"serving {', '.join((*config.names, *dict(config.adapters)))} on {url}")
         say(f"OpenAI base URL {url}/v1, DashScope {url}/api/v1, page {url}/, docs {url}/docs; Ctrl-C ends it.")
         opened(url)
 
