@@ -13,30 +13,27 @@ from typing import Literal
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kiloq.engine import Usage
+from .bridge import AnswerStream
 
 End = Literal["done", "refused", "failed", "gone"]
+Write = Callable[[dict[str, object]], None]
 
 _SANE_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _PLAIN = re.compile(r"[^\s\"'=\\\x00-\x1f\x7f-\x9f]+")  # a value that a line of key=value can hold as it is
 _LONGEST_PATH = 200
+_GONE = 499  # what nginx counts a client as that left before it was answered
 _QUIET_PATHS = ("/health", "/health/live", "/ping", "/metrics")  # asked every few seconds; logged only if they fail
 
 
 @dataclass(kw_only=True)
 class Record:
-    """What is known of one request; routes add `usage` and may mark the first token."""
+    """What is known of one request; routes add the streams that they open."""
 
     id: str
     started: float = field(default_factory=time.perf_counter)
     status: int | None = None  # None until something was answered
-    usage: Usage | None = None
-    first_token: float | None = None  # by perf_counter
+    streams: list[AnswerStream] = field(default_factory=list)
     end: End = "done"
-
-    def mark_first_token(self) -> None:
-        if self.first_token is None:
-            self.first_token = time.perf_counter()
 
 
 def record_of(scope: Scope) -> Record:
@@ -46,13 +43,14 @@ def record_of(scope: Scope) -> Record:
 
 
 class AccessLog:
-    """Gives each request its id and its record, puts the id into the answer, and writes a line when all is over.
+    """Gives each request its id and its record, puts the id into the answer, and counts and logs it when it is over.
 
     A client's own x-request-id is kept if it is short and plain: it ends up in a log and in a header.
     """
 
-    def __init__(self, app: ASGIApp, write: Callable[[dict[str, object]], None] | None) -> None:
+    def __init__(self, app: ASGIApp, count: Callable[[str, int], None], write: Write | None) -> None:
         self._app = app
+        self._count = count
         self._write = write
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,20 +73,28 @@ class AccessLog:
             record.end = "failed"
             raise
         finally:
+            self._count(_pattern(scope), record.status or _GONE)
             if self._write is not None and not (scope["path"] in _QUIET_PATHS and record.status == 200):
                 self._write(_line(scope, record))
 
 
-def writer(form: Literal["text", "json"]) -> Callable[[dict[str, object]], None]:
+def writer(form: Literal["text", "json"]) -> Write:
     """Writes lines to stderr: key=value pairs, or a JSON object each."""
     return _write_json if form == "json" else _write_text
 
 
+def _pattern(scope: Scope) -> str:
+    """The route's own pattern: paths that clients make up would fill the metrics without end."""
+    path: str = getattr(scope.get("route"), "path", "none")
+    return path
+
+
 def _line(scope: Scope, record: Record) -> dict[str, object]:
-    client, usage, end = scope.get("client"), record.usage, record.end
+    client, end, streams = scope.get("client"), record.end, record.streams
     if end == "done" and record.status is not None and record.status >= 400:
         end = "failed" if record.status >= 500 else "refused"
-    first = record.first_token
+    usages = [stream.usage for stream in streams if stream.usage is not None]
+    first = min([stream.first_token for stream in streams if stream.first_token is not None], default=None)
     return {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "id": record.id,
@@ -96,9 +102,9 @@ def _line(scope: Scope, record: Record) -> dict[str, object]:
         "method": scope["method"],
         "path": scope["path"][:_LONGEST_PATH],
         "status": record.status,
-        "prompt_tokens": usage and usage.prompt_tokens,
-        "cached_tokens": usage and usage.cached_tokens,
-        "completion_tokens": usage and usage.completion_tokens,
+        "prompt_tokens": sum(usage.prompt_tokens for usage in usages) if usages else None,
+        "cached_tokens": sum(usage.cached_tokens for usage in usages) if usages else None,
+        "completion_tokens": sum(usage.completion_tokens for usage in usages) if usages else None,
         "ttft_ms": None if first is None else round((first - record.started) * 1000, 1),
         "total_ms": round((time.perf_counter() - record.started) * 1000, 1),
         "end": end,

@@ -30,7 +30,7 @@ from .auth import KeyCheck
 from .errors import error_response, problem_of
 from .http import ClientGoneError
 from .limits import BodyLimit, HostCheck, is_loopback
-from .service import ServeConfig, Service
+from .service import Service
 
 Routes = Callable[[Service], APIRouter]
 
@@ -81,7 +81,7 @@ def create_app(service: Service) -> FastAPI:
     for kind in (KiloqError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _refuse)
     app.has_keys = bool(service.config.api_keys)
-    _guard(app, service.config)
+    _guard(app, service)
     return app
 
 
@@ -96,8 +96,9 @@ class _App(FastAPI):
         return self.openapi_schema
 
 
-def _guard(app: FastAPI, config: ServeConfig) -> None:
+def _guard(app: FastAPI, service: Service) -> None:
     """What every request passes; added from the inside out."""
+    config = service.config
     app.add_middleware(BodyLimit, max_body=config.max_body)
     if config.api_keys:
         app.add_middleware(KeyCheck, keys=config.api_keys, is_open=_is_open)
@@ -113,7 +114,7 @@ def _guard(app: FastAPI, config: ServeConfig) -> None:
             expose_headers=("x-request-id", "retry-after"),
         )
     write = None if config.log_format == "none" else writer(config.log_format)
-    app.add_middleware(AccessLog, write=write)
+    app.add_middleware(AccessLog, count=service.engine.metrics.http, write=write)
 
 
 def _is_open(path: str) -> bool:

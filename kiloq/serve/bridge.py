@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from kiloq.engine import LLM, Event, SamplingParams
+from kiloq.engine import LLM, Event, SamplingParams, Usage
 from kiloq.engine.events import EngineStats
 from kiloq.errors import KiloqError
 
@@ -57,7 +57,9 @@ class AnswerStream:
         self.request_id = request_id
         self.opened = time.perf_counter()
         self.latest = [0.0] * num_answers  # when each answer had its latest token; 0 before the first
-        self.has_begun = self.is_done = False
+        self.is_done = False
+        self.first_token: float | None = None  # when it came
+        self.usage: Usage | None = None  # once it is over
         self.timer: asyncio.TimerHandle | None = None
         self._close = close
         self._events: list[Event] = []
@@ -95,6 +97,7 @@ class AnswerStream:
         if event.error is None:
             self._events.append(event)
         if event.usage is not None:
+            self.usage = event.usage
             self.end(event.error)
         else:
             self._wake()
@@ -249,8 +252,8 @@ class EngineThread:
                 stream.latest[event.index] = now
                 if before:
                     gaps[now - before] = gaps.get(now - before, 0) + 1
-                elif not stream.has_begun:
-                    stream.has_begun = True
+                elif stream.first_token is None:
+                    stream.first_token = now
                     self.metrics.first_token(now - stream.opened)
                 stream.deliver(event)
             if event.usage is not None:

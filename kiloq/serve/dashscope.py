@@ -45,6 +45,7 @@ def routes(service: Service) -> APIRouter:
         )
         task = request.task(llm.generation, llm.tokenizer, adapter=service.adapter_of(request.model))
         dialogue = await Dialogue.open(service, task)
+        record.streams.append(dialogue.stream)
         if x_dashscope_sse == "enable" or accept == _EVENT_STREAM:
             on_error = partial(error_event, request_id=record.id)
             return EventStream(_events(dialogue, shape, record), dialogue.close, fields.ignored(), on_error)

@@ -55,7 +55,7 @@ class Dialogue:
 
     def __init__(self, stream: AnswerStream, answers: list[AnswerReader], prompt_tokens: int) -> None:
         self.prompt_tokens = prompt_tokens
-        self._stream = stream
+        self.stream = stream
         self._answers = answers
 
     @property
@@ -97,10 +97,10 @@ class Dialogue:
         return cls(stream, answers, len(ids))
 
     def close(self) -> None:
-        self._stream.close()
+        self.stream.close()
 
     async def __aiter__(self) -> AsyncIterator[list[AnswerDelta]]:
-        async for events in self._stream:
+        async for events in self.stream:
             yield [delta for event in events for delta in self._answers[event.index].read(event)]
 
 

@@ -91,6 +91,8 @@ def error_response(problem: Problem, scope: Scope, headers: Mapping[str, str] | 
     known = dict(headers or {})
     if problem.retry_after is not None:
         known["Retry-After"] = str(problem.retry_after)
+    if problem.status == 504:  # OpenAI's client would ask the same again, twice
+        known["x-should-retry"] = "false"
     is_dashscope = scope["path"].startswith(DASHSCOPE)
     body = problem.dashscope(record_of(scope).id) if is_dashscope else problem.openai()
     return JSONResponse(body, problem.status, known)

@@ -1,8 +1,10 @@
-"""/health: whether this server can answer now. Knows the engine's thread, no model."""
+"""/health and /metrics: whether this server can answer now, and what it did. Knows the engine's thread, no model."""
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
 
 from .errors import ApiError, Problem
+from .metrics import CONTENT_TYPE
 from .service import Service
 
 
@@ -22,5 +24,10 @@ def routes(service: Service) -> APIRouter:
     async def live() -> dict[str, str]:
         """200 as long as the process answers at all."""
         return {"status": "ok"}
+
+    @router.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """Queue, tokens, latencies, cache and requests, in the text format of Prometheus."""
+        return Response(service.engine.metrics.render(), media_type=CONTENT_TYPE)
 
     return router

@@ -75,7 +75,6 @@ class EventStream(Response):
                 try:
                     async for chunk in self._chunks:
                         self._last = clock()
-                        record.mark_first_token()
                         await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 except Exception as error:
                     record.end = "failed"

@@ -6,6 +6,7 @@ import uuid
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from .access_log import record_of
 from .dialogue import Dialogue
 from .http import EventStream, json_router, while_connected
 from .openai_chat_answer import Style, whole_answer
@@ -27,6 +28,7 @@ def routes(service: Service) -> APIRouter:
         """
         task = body.task(service.llm.generation, adapter=service.adapter_of(body.model))
         dialogue = await Dialogue.open(service, task)
+        record_of(request.scope).streams.append(dialogue.stream)
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": body.model}
         logprobs = service.llm.tokenizer if body.logprobs else None
         style = Style(is_legacy=body.is_legacy, is_named=body.is_named)

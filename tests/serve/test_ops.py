@@ -39,8 +39,12 @@ def test_every_key_opens(keyed: Any, key: str) -> None:
     assert httpx.get(keyed.openai + "/models", headers={"x-api-key": key}).status_code == 200
 
 
-@pytest.mark.parametrize("headers", [{}, {"authorization": "Basic from-flag"}, {"authorization": "Bearer"}, {"x-api-key": ""}])
-@pytest.mark.parametrize("path", ["/v1/models", CHAT, "/metrics", "/tokenize", "/api/v1/models", "/nothing", "//health"])
+@pytest.mark.parametrize(
+    "headers", [{}, {"authorization": "Basic from-flag"}, {"authorization": "Bearer"}, {"x-api-key": ""}]
+)
+@pytest.mark.parametrize(
+    "path", ["/v1/models", CHAT, "/metrics", "/tokenize", "/api/v1/models", "/nothing", "//health"]
+)
 def test_without_a_key_nothing_that_costs_is_open(keyed: Any, path: str, headers: dict[str, str]) -> None:
     for method in ("GET", "POST"):
         answer = httpx.request(method, keyed.url + path, headers=headers)
@@ -106,7 +110,9 @@ def test_a_page_that_may_ask_can_read_errors(shared: Any) -> None:
     assert "x-request-id" in answer.headers["access-control-expose-headers"].lower()
 
 
-@pytest.mark.parametrize("origin", ["https://chat.example.com.evil.example", "https://evil.example", "null", "http://chat.example.com"])
+@pytest.mark.parametrize(
+    "origin", ["https://chat.example.com.evil.example", "https://evil.example", "null", "http://chat.example.com"]
+)
 def test_pages_of_other_origins_may_not(shared: Any, origin: str) -> None:
     assert "access-control-allow-origin" not in preflight(shared, origin).headers
     answer = httpx.get(shared.openai + "/models", headers={"origin": origin, "authorization": "Bearer k"})
@@ -119,14 +125,18 @@ def test_without_origins_no_page_of_another_may_ask(server: Any) -> None:
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
-@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "192.168.0.9", "[::2]:1", ""])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "192.168.0.9", "[::2]:1", ""]
+)
 def test_names_that_mean_other_machines_are_refused_without_a_key(server: Any, host: str) -> None:
     answer = httpx.get(server.url + "/health", headers={"host": host})
     assert answer.status_code == 403
     assert answer.json()["error"]["code"] == "unknown_host"
 
 
-@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:99", "127.0.0.1", "127.9.9.9:8000", "[::1]:8000", "kiloq.localhost"])
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:99", "127.0.0.1", "127.9.9.9:8000", "[::1]:8000", "kiloq.localhost"]
+)
 def test_names_that_mean_this_machine_are_known(server: Any, host: str) -> None:
     assert httpx.get(server.url + "/health", headers={"host": host}).status_code == 200
 
@@ -201,8 +211,8 @@ def open_post(server: Any, body: dict[str, object]) -> socket.socket:
     where = urlsplit(server.url)
     content = json.dumps(body).encode()
     connection = socket.create_connection((where.hostname, where.port), timeout=60)
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
-    connection.sendall(head.encode() + content)
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
     return connection
 
 
