@@ -113,13 +113,12 @@ def run(
     from kiloq.serve.server import listen, serve
 
     config, bridge = door.config(_name_of(model.model)), door.bridge()
+    # A port that is taken is told before a large model is loaded.
+    listening = listening or listen(config.host, config.port)
     if not config.api_keys and not is_loopback(config.host):
         say(f"warning: {config.host} is open to others, and there is no API key: whoever reaches it may use the model.")
     if door.api_key_file is not None and readable_by_others(door.api_key_file):
         say(f"warning: {door.api_key_file} can be read by other users; chmod 600 keeps its keys private.")
-    listening = listening or listen(
-        config.host, config.port
-    )  # a port that is taken is told before a large model is loaded
     llm = model.load(max_batch=door.max_batch, adapters=dict(config.adapters), seed=door.seed)
 
     def ready(url: str) -> None:

@@ -107,18 +107,14 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def _stop(self, number: int) -> None:
-        if self._draining is None:
-            self._draining = asyncio.get_running_loop().create_task(self._drain())
-            return
-        self.cut_by = number
-        self._draining.cancel()
-        self.config.timeout_graceful_shutdown = 0
-        self.should_exit = True
-        for task in self.server_state.tasks:
-            task.cancel()
+        seconds = self._service.config.drain_seconds
+        if self._draining is not None:  # told a second time: cut what runs, but tell its clients
+            self._draining.cancel()
+            self.cut_by, seconds = number, 0
+        self._draining = asyncio.get_running_loop().create_task(self._drain(seconds))
 
-    async def _drain(self) -> None:
-        await self._service.engine.drain(self._service.config.drain_seconds)
+    async def _drain(self, seconds: float) -> None:
+        await self._service.engine.drain(seconds)
         self.should_exit = True
 
 

@@ -57,6 +57,8 @@ class ServeConfig:
                     f"--cors-origin is {origin!r}; it must be an exact origin such as https://chat.example.com:8443."
                 )
         names = (*self.names, *(name for name, _ in self.adapters))
+        if not all(names):
+            raise ConfigError("a model or an adapter has a name that is empty; clients could not ask for it.")
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ConfigError(f"the name {twice!r} is given twice; every model and adapter needs its own.")
