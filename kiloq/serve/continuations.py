@@ -115,7 +115,7 @@ class Continuations:
     """The answers to several prompts, in lists of (number of the prompt, events). `close` ends them all."""
 
     def __init__(self, streams: Sequence[AnswerStream]) -> None:
-        self._streams = streams
+        self.streams = streams
         self._arrived: asyncio.Queue[tuple[int, list[Event]] | Exception | None] = asyncio.Queue()
         self._readers = [asyncio.create_task(self._read(number, one)) for number, one in enumerate(streams)]
 
@@ -135,14 +135,14 @@ class Continuations:
         return cls(streams)
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, list[Event]]]:
-        for _ in self._streams:
+        for _ in self.streams:
             while (arrived := await self._arrived.get()) is not None:
                 if isinstance(arrived, Exception):
                     raise arrived
                 yield arrived
 
     def close(self) -> None:
-        for stream in self._streams:
+        for stream in self.streams:
             stream.close()
         for reader in self._readers:
             reader.cancel()

@@ -13,7 +13,7 @@ from kiloq.chat import parse_messages, render
 from kiloq.engine import LLM
 from kiloq.tokenizer import Tokenizer
 
-from .access_log import Record, record_of
+from .access_log import record_of
 from .dashscope_events import Answer, Json, error_event, result_event, usage_of
 from .dashscope_schema import GenerationRequest, Input, TokenizeRequest
 from .dialogue import AnswerDelta, Dialogue
@@ -48,9 +48,9 @@ def routes(service: Service) -> APIRouter:
         record.streams.append(dialogue.stream)
         if x_dashscope_sse == "enable" or accept == _EVENT_STREAM:
             on_error = partial(error_event, request_id=record.id)
-            return EventStream(_events(dialogue, shape, record), dialogue.close, fields.ignored(), on_error)
+            return EventStream(_events(dialogue, shape), dialogue.close, fields.ignored(), on_error)
         try:
-            body = await while_connected(http, _whole(dialogue, shape, record))
+            body = await while_connected(http, _whole(dialogue, shape))
         finally:
             dialogue.close()
         return JSONResponse(body, headers=fields.ignored())
@@ -114,16 +114,15 @@ def _tokenize(llm: LLM, given: Input) -> tuple[list[int], list[str]]:
     return ids, [llm.tokenizer.decode([token_id]) for token_id in ids]
 
 
-async def _whole(dialogue: Dialogue, shape: _Shape, record: Record) -> Json:
+async def _whole(dialogue: Dialogue, shape: _Shape) -> Json:
     answers = shape.answers()
     async for parts in dialogue:
         for part in parts:
             answers[part.index].add(part)
-            record.usage = part.usage or record.usage
-    return shape.body(answers, usage_of(dialogue, sum(dialogue.completion_tokens), record.usage))
+    return shape.body(answers, usage_of(dialogue, sum(dialogue.completion_tokens), dialogue.stream.usage))
 
 
-async def _events(dialogue: Dialogue, shape: _Shape, record: Record) -> AsyncIterator[bytes]:
+async def _events(dialogue: Dialogue, shape: _Shape) -> AsyncIterator[bytes]:
     """Each event tells of one answer, and counts that answer's tokens."""
     answers, number = shape.answers(), 0
     async for parts in dialogue:
@@ -131,9 +130,8 @@ async def _events(dialogue: Dialogue, shape: _Shape, record: Record) -> AsyncIte
             answer = answers[index]
             for part in some:
                 answer.add(part)
-            record.usage = some[-1].usage
             number += 1
-            usage = usage_of(dialogue, dialogue.completion_tokens[index], record.usage)
+            usage = usage_of(dialogue, dialogue.completion_tokens[index], some[-1].usage)
             yield result_event(number, shape.body([answer], usage))
             if shape.incremental:
                 answer.forget()

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from kiloq.engine import Usage
 
+from .access_log import record_of
 from .continuations import ChoicePiece, ChoiceWriter, Continuations, Scores, total
 from .http import EventStream, json_router, while_connected
 from .openai_chat_request import StreamOptions
@@ -59,6 +60,7 @@ def routes(service: Service) -> APIRouter:
             asked = f"{len(prompts):,} prompts with {body.num_answers} answers each"
             raise refuse("prompt", f"the request has {asked}; one request may ask for {_MAX_ANSWERS} answers.")
         job = await while_connected(request, _open(service, body, prompts, adapter))
+        record_of(request.scope).streams += job.streams
         if body.stream:
             return EventStream(job.stream(), job.close, body.ignored())
         return JSONResponse(await while_connected(request, job.whole()), headers=body.ignored())
@@ -112,6 +114,7 @@ class _Job:
         self._prompts = prompts
         self._scores = scores
         self._generated = generated
+        self.streams = () if generated is None else generated.streams
         self._writers = [[ChoiceWriter(service.llm.tokenizer) for _ in range(request.num_answers)] for _ in prompts]
         self._usages: list[Usage] = []
 

@@ -17,6 +17,7 @@ from kiloq.engine import SamplingParams
 from kiloq.engine.params import Constraint
 from kiloq.tokenizer import Tokenizer
 
+from .access_log import record_of
 from .dialogue import ChatTask, Dialogue
 from .http import EventStream, json_router, while_connected
 from .openai_chat_answer import token_logprobs
@@ -185,6 +186,7 @@ def routes(service: Service) -> APIRouter:
         """
         task = body.task(service)
         dialogue = await Dialogue.open(service, task)
+        record_of(request.scope).streams.append(dialogue.stream)
         writer = ResponseWriter(body.head(task.params))
         events = _events(dialogue, writer, service.llm.tokenizer)
         if body.stream:
