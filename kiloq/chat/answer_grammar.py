@@ -16,6 +16,7 @@ from .tool_schema import arguments_schema
 
 # Blanks between JSON tokens: any layout that people use, but no endless run, which small models fall into.
 JSON_BLANKS = r"[ \t]{0,2}|\r?\n[ \t]{0,40}"
+FREE_TEXT = "// free text: "  # the first line of a grammar that leaves text free, from where and up to which marks
 _ANY = "/(?s:.*)/"
 _INPUT = "\nAction Input:"
 _LINE = r"((?s:.*)\n|\s*)"  # what comes before a marker of ReAct
@@ -48,16 +49,21 @@ def answer_grammar(
     if not tools and content is None:
         return None
     if tools and fmt.tool_style == "react":
-        return _lark(_react(callable_tools, content, required=required))
+        free = {"after": "", "until": ["\nAction:", "\nFinal Answer:"], "marks": []}
+        return _lark(_react(callable_tools, content, required=required), None if required else free)
     thinks = fmt.thinking == "hybrid" and thinking is not False
     ways, rules = _hermes(callable_tools, content, required=required, parallel=parallel, may_think=thinks)
+    is_held = required or content is not None
     if not thinks and fmt.thinking != "always":
-        return _lark((ways, rules))
+        return _lark((ways, rules), None if is_held else {"after": "", "until": ["<tool_call>"], "marks": []})
     # Free text takes the newlines behind a thought itself.
-    gap = r"/\n{0,2}/ " if required or content is not None else ""
+    gap = r"/\n{0,2}/ " if is_held else ""
+    free = {"after": "<think>" if thinks else "", "until": ["</think>"], "marks": []}
+    if not is_held:
+        free = {"after": "", "until": ["<tool_call>"], "marks": ["<think>", "</think>"]}
     rules = [f"answer: {' | '.join(ways)}", *rules, r"to_thought_end[lazy]: /(?s:.*)<\/think>/"]
     thought = f"to_thought_end {gap}answer"
-    return _lark(([f'"<think>" {thought}', "answer"] if thinks else [thought], rules))
+    return _lark(([f'"<think>" {thought}', "answer"] if thinks else [thought], rules), free)
 
 
 def json_expression(schema: object, *, lenient: bool = False) -> str:
@@ -117,6 +123,7 @@ def _name(name: str) -> str:
     return name.encode("utf-8", "replace").decode()
 
 
-def _lark(grammar: Grammar) -> str:
+def _lark(grammar: Grammar, free: Mapping[str, object] | None) -> str:
     ways, rules = grammar
-    return "\n".join([f"start: {' | '.join(ways)}", *rules, ""])
+    first = [] if free is None else [FREE_TEXT + json.dumps(free)]
+    return "\n".join([*first, f"start: {' | '.join(ways)}", *rules, ""])

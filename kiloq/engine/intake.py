@@ -7,7 +7,7 @@ from collections.abc import Sequence as Items
 from kiloq.errors import RequestError
 from kiloq.tokenizer import Tokenizer
 
-from .constrain import Grammars, Matcher
+from .constrain import Grammars
 from .limits import Limits
 from .params import Constraint, SamplingParams
 from .sampler import RowSampler
@@ -65,19 +65,17 @@ class Intake:
             raise RequestError("stop strings need a tokenizer, and this engine has none; use stop_ids.")
         decoder = self._tokenizer.stream_decoder(skip_special=params.skip_special) if self._tokenizer else NoText()
         seed = _derived_seed(self._seed, number, index) if params.seed is None else params.seed + index
+        constraint = params.constraint
+        matcher = None if constraint is None else self._known_grammars().matcher(constraint, request.stop_ids)
         return Sequence(
             request=request,
             index=index,
             order=(number, index),
             ids=list(request.prompt_ids),
-            sampler=RowSampler(params, request.prompt_ids, self._limits.vocab_size, seed, self._matcher(request)),
+            sampler=RowSampler(params, request.prompt_ids, self._limits.vocab_size, seed, matcher),
             text=TextStream(decoder, params.stop),
             guesser=self._speculation.guesser(params.speculation),
         )
-
-    def _matcher(self, request: Request) -> Matcher | None:
-        constraint = request.params.constraint
-        return None if constraint is None else self._known_grammars().matcher(constraint, request.stop_ids)
 
     def _known_grammars(self) -> Grammars:
         if self._grammars is None:

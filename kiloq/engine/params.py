@@ -13,7 +13,7 @@ from kiloq.errors import RequestError
 _INT64 = 2**63
 _MAX_CHOICES = 128  # the bounds of the OpenAI API, which every door shares
 _MAX_LOGPROBS = 20
-_MAX_SOURCE = 1_000_000  # characters of a constraint
+_MAX_SOURCE = 500_000  # characters of a constraint
 _SPECULATION = ("auto", "none", "prompt-lookup", "draft")
 _CONSTRAINTS = ("json_schema", "json_object", "regex", "choice", "lark")
 _RANGES: dict[str, tuple[float, float | None]] = {

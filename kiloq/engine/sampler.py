@@ -3,8 +3,7 @@
 The order is that of transformers: repetition penalty (over prompt and output, divides or multiplies), presence and
 frequency penalties (over output, subtracted, as the OpenAI API defines them), logit_bias; what a constraint does not
 allow goes; then temperature, top_k, top_p over what top_k left, min_p. Log probabilities describe the model itself:
-log-softmax of the raw logits. Each row draws by numbers of its
-own, so it draws the same token in any batch.
+log-softmax of the raw logits. Each row draws by numbers of its own, so it draws the same token in any batch.
 """
 
 import random

@@ -5,6 +5,7 @@ import json
 from functools import cache
 
 import jsonschema
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -137,7 +138,7 @@ class Writer:
     """Text under a grammar, piece by piece."""
 
     def __init__(self, grammar: str) -> None:
-        self._matcher = grammars().compile(Constraint("lark", grammar)).deep_copy()
+        self._matcher = grammars().compile(Constraint("lark", grammar)).beginning.deep_copy()
         self.text = ""
 
     def takes(self, piece: str) -> bool:
@@ -208,6 +209,40 @@ def test_what_is_accepted_is_read_as_valid_calls_of_known_tools(fmt, thinking, r
     whole = parse_reply(writer.text, fmt, tools=True, thinking=thinking)
     for end in range(len(writer.text)):
         check(parse_reply(writer.text[:end], fmt, tools=True, thinking=thinking), whole)
+
+
+@pytest.mark.parametrize(("fmt", "thinking", "required", "parallel", "content"), CASES)
+@settings(max_examples=30)
+@given(st.lists(st.integers(0, 2**16), max_size=40))
+def test_what_is_remembered_of_free_text_is_what_the_grammar_says(fmt, thinking, required, parallel, content, choices):
+    grammar = answer_grammar(
+        fmt,
+        tools=TOOLS,
+        required=required,
+        parallel=parallel,
+        thinking=thinking,
+        content=json_expression(content) if content else None,
+    )
+    writer, matcher = Writer(grammar), grammars().matcher(Constraint("lark", grammar), ())
+    for choice in choices:
+        before = len(writer.text.encode())
+        if not writer.go_on(choice):
+            break
+        for byte in writer.text.encode()[before:]:
+            matcher.accept(byte)
+            truth = np.unpackbits(np.frombuffer(matcher._matcher.compute_bitmask(), np.uint8), bitorder="little")
+            remembered = np.unpackbits(np.frombuffer(matcher._bits(), np.uint8), bitorder="little")
+            assert np.array_equal(truth, remembered), writer.text
+
+
+def test_most_of_free_text_is_remembered():
+    grammar = answer_grammar(QWEN3, tools=TOOLS)
+    matcher = grammars().matcher(Constraint("lark", grammar), ())
+    text = "<think>\na < b, 가나\n</think>\n\nHello <b>you</b>.\n" * 3
+    for byte in text.encode():
+        matcher.accept(byte)
+    assert not matcher.is_over
+    assert len(grammars().compile(Constraint("lark", grammar)).bits) < 0.5 * len(text)
 
 
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Seoul", "days": 2}}\n</tool_call>'
