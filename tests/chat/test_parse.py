@@ -38,6 +38,7 @@ react_texts = st.lists(
     st.sampled_from(
         [
             *("Thought: ", "\nAction:", "\nAction Input:", "\nObservation:", "\nFinal Answer: "),
+            *("Thought:", "Action:", "Action Input:", "Observation:", "Final Answer:"),
             *("\nAction", "\nFinal", "\n", " ", "x", "好", "{}"),
         ]
     ),
@@ -75,17 +76,63 @@ def test_any_cut_of_a_react_answer_gives_what_the_published_server_reads(text: s
 
 
 def published(text: str) -> tuple[str, list[tuple[str, str]]]:
-    """The server's rule on a whole text; where several markers follow each other, the first complete one decides."""
-    action, final = text.find("\nAction:"), text.find("\nFinal Answer: ")
-    given_at = text.find("\nAction Input:", max(action, 0))
-    if 0 <= action < given_at and text[action + 8 : given_at].strip() and not 0 <= final < given_at:
-        end = text.find("\nObservation:", given_at)
-        arguments = text[given_at + 14 : end if end >= 0 else len(text)].strip()
-        before = text[:action]
-        thought = before.find("Thought: ")
-        content = before[thought + 9 :] if thought >= 0 else before
-        return content.strip(), [(text[action + 8 : given_at].strip(), arguments)]
-    return (text[final + 15 :] if final >= 0 else text), []
+    """The server's rule on a whole text; where several markers follow each other, the first complete one decides.
+
+    Other than there, an answer may begin with a marker, and the blank behind a marker may be missing.
+    """
+    lines = "\n" + text.lstrip()
+    action, final = lines.find("\nAction:"), lines.find("\nFinal Answer:")
+    given_at = lines.find("\nAction Input:", max(action + 8, 0))
+    if 0 <= action < given_at and lines[action + 8 : given_at].strip() and not 0 <= final < given_at:
+        end = lines.find("\nObservation:", given_at)
+        arguments = lines[given_at + 14 : end if end >= 0 else len(lines)].strip()
+        before = lines[:action]
+        thought = before.find("Thought:")
+        content = before[thought + 8 :] if thought >= 0 else before
+        return content.strip(), [(lines[action + 8 : given_at].strip(), arguments)]
+    return (lines[final + 14 :].removeprefix(" ") if final >= 0 else text), []
+
+
+@given(text=st.one_of(hermes_texts, react_texts), cuts=cut_lists, tools=st.booleans(), calls=st.booleans())
+def test_content_is_a_piece_of_the_text_at_the_place_it_says(
+    text: str, cuts: list[int], tools: bool, calls: bool
+) -> None:
+    for fmt in (QWEN1, QWEN2_5, QWEN3):
+        _, deltas = read(text, cuts, fmt, tools=tools, calls=calls)
+        at = 0
+        for delta in deltas:
+            if delta.content:
+                assert delta.start >= at
+                at = delta.start + len(delta.content)
+                assert text[delta.start : at] == delta.content
+
+
+@pytest.mark.parametrize(
+    ("fmt", "text"),
+    [
+        (QWEN2_5, '<tool_call>{"name": "f", "arguments": {"a": "}'),
+        (QWEN1, 'Action: f\nAction Input: {"a": "}'),
+    ],
+)
+def test_a_call_is_known_to_be_cut_off(fmt: ChatFormat, text: str) -> None:
+    parser = ReplyParser(fmt, tools=True)
+    assert join(parser.push(text)).tool_calls
+    assert parser.in_call
+    parser.push('"}')
+    assert not parser.in_call
+
+
+def test_where_no_call_may_be_made_none_is_read() -> None:
+    for fmt, text in ((QWEN1, "Thought: x\nAction: f\nAction Input: {}"), (QWEN2_5, CALL)):
+        parser = ReplyParser(fmt, tools=True, calls=False)
+        assert join([*parser.push(text), *parser.finish()]) == Reply(text, "", ())
+
+
+def test_a_react_answer_may_begin_with_a_marker() -> None:
+    final = parse_reply("Final Answer: 42", QWEN1, tools=True)
+    assert (final.content, final.reasoning) == ("42", "")
+    call = parse_reply('\nAction: add\nAction Input: {"a": 1}', QWEN1, tools=True)
+    assert (call.content, call.tool_calls[0].name, call.tool_calls[0].arguments) == ("", "add", '{"a": 1}')
 
 
 @given(text=st.text(alphabet="ab <>/\n", max_size=30), cuts=cut_lists)
