@@ -62,24 +62,24 @@ def parse_messages(raw: object) -> tuple[Message, ...]:
     return tuple(one if isinstance(one, Message) else _message(one, f"messages[{i}]") for i, one in enumerate(raw))
 
 
-def parse_tools(raw: object) -> tuple[Tool, ...]:
+def parse_tools(raw: object, where: str = "tools") -> tuple[Tool, ...]:
     """Read OpenAI `tools`, bare `functions`, or v1's form with name_for_model. Tool objects pass through."""
     if raw is None:
         return ()
     if not isinstance(raw, Sequence) or isinstance(raw, str | bytes):
-        raise RequestError(f"tools is {_kind(raw)}; it must be a list of objects.")
-    return tuple(one if isinstance(one, Tool) else _tool(one, f"tools[{i}]") for i, one in enumerate(raw))
+        raise RequestError(f"{where} is {_kind(raw)}; it must be a list of objects.")
+    return tuple(one if isinstance(one, Tool) else _tool(one, f"{where}[{i}]") for i, one in enumerate(raw))
 
 
 def _message(raw: object, where: str) -> Message:
     fields = _object(raw, where)
     role = _ROLES.get(str(fields.get("role")))
     if role is None:
-        raise RequestError(f"{where}.role is {fields.get('role')!r}; it must be one of {', '.join(_ROLES)}.")
+        raise RequestError(f"{where}.role is {fields.get('role')!r:.80}; it must be one of {', '.join(_ROLES)}.")
     calls = _calls(fields, where) if role == "assistant" else ()
     return Message(
         role=role,
-        content=_content(fields.get("content"), f"{where}.content", needed=not calls),
+        content=_content(fields.get("content"), f"{where}.content", needed=role != "assistant"),
         reasoning=_text(fields, "reasoning_content", where) or _text(fields, "reasoning", where) or "",
         tool_calls=calls,
         name=_text(fields, "name", where),
@@ -99,9 +99,14 @@ def _content(raw: object, where: str, *, needed: bool) -> str:
     texts = []
     for i, part in enumerate(raw):
         fields = _object(part, f"{where}[{i}]")
-        if fields.get("type") not in ("text", "input_text"):
-            raise RequestError(f"{where}[{i}].type is {fields.get('type')!r}; this model reads only text parts.")
-        texts.append(_text(fields, "text", f"{where}[{i}]") or "")
+        kind = fields.get("type")
+        if kind not in ("text", "input_text", "output_text", "refusal"):
+            raise RequestError(f"{where}[{i}].type is {kind!r:.80}; this model reads only text parts.")
+        key = "refusal" if kind == "refusal" else "text"
+        text = _text(fields, key, f"{where}[{i}]")
+        if text is None:
+            raise RequestError(f"{where}[{i}].{key} is missing; it must be text.")
+        texts.append(text)
     return "\n".join(texts)
 
 
@@ -133,6 +138,8 @@ def _call(raw: object, where: str, call_id: str) -> ToolCall:
 
 def _tool(raw: object, where: str) -> Tool:
     outer = _object(raw, where)
+    if outer.get("type", "function") != "function":
+        raise RequestError(f"{where}.type is {outer['type']!r:.80}; only functions can be called here.")
     fields = _object(outer["function"], f"{where}.function") if "function" in outer else outer
     own_name = _text(fields, "name", where)
     name = _text(fields, "name_for_model", where) or own_name

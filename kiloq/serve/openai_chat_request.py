@@ -173,7 +173,8 @@ class ChatRequest(SamplingFields):
     def _conversation(self) -> tuple[tuple[Message, ...], tuple[Tool, ...]]:
         if self.tools and self.functions:
             raise RequestError("functions is given beside tools, whose older form it is. Give one of them.")
-        return parse_messages(self.messages), parse_tools(self.functions or self.tools)
+        tools = parse_tools(self.functions, "functions") if self.is_legacy else parse_tools(self.tools)
+        return parse_messages(self.messages), tools
 
     def _tool_choice(self, known: set[str]) -> ToolChoice:
         given = self.function_call if self.is_legacy else self.tool_choice

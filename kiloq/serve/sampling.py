@@ -15,6 +15,7 @@ from kiloq.errors import RequestError
 
 _PLAIN_NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _MAX_NAMES = 20
+_GUIDES = {"json_schema": "guided_json", "regex": "guided_regex", "choice": "guided_choice", "lark": "guided_grammar"}
 
 
 def _listed(value: object) -> object:
@@ -131,5 +132,6 @@ def _constraint(fields: SamplingFields) -> Constraint | None:
     }
     given = [Constraint(kind, source) for kind, source in sources.items() if source is not None]
     if len(given) > 1:
-        raise RequestError("guided_json, guided_regex, guided_choice and guided_grammar exclude each other; give one.")
+        names = [_GUIDES[one.kind] for one in given]
+        raise RequestError(f"{names[0]} is given beside {names[1]}; an answer can be held to one of them.")
     return given[0] if given else None

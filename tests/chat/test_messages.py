@@ -19,6 +19,12 @@ def test_text_parts_are_joined_by_lines() -> None:
     assert parse_messages([{"role": "user", "content": parts}])[0].content == "a\nb"
 
 
+def test_what_an_assistant_said_may_be_nothing_or_a_refusal() -> None:
+    refusal = [{"type": "output_text", "text": "No:"}, {"type": "refusal", "refusal": "I can't."}]
+    raw = [{"role": "assistant"}, {"role": "assistant", "content": None}, {"role": "assistant", "content": refusal}]
+    assert [message.content for message in parse_messages(raw)] == ["", "", "No:\nI can't."]
+
+
 def test_tool_calls_and_function_call_are_one_thing() -> None:
     call = {"name": "add", "arguments": '{"a": 1}'}
     new = {"role": "assistant", "content": None, "tool_calls": [{"id": "c1", "type": "function", "function": call}]}
@@ -76,6 +82,7 @@ def call(arguments: object) -> dict[str, object]:
         ([{"role": "user"}], r"messages\[0\].content is missing"),
         ([{"role": "user", "content": 5}], r"messages\[0\].content is of type int"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], r"content\[0\].type is 'image_url'"),
+        ([{"role": "user", "content": [{"type": "text"}]}], r"content\[0\].text is missing"),
         ([{"role": "assistant", "content": None, "tool_calls": "x"}], "tool_calls is of type str"),
         ([{"role": "assistant", "content": None, "tool_calls": [{"function": {}}]}], r"tool_calls\[0\].function.name"),
         ([{"role": "user", "content": "x", "name": 3}], r"messages\[0\].name is of type int"),
@@ -93,6 +100,7 @@ def test_a_mistake_is_named_by_place_and_field(raw: object, words: str) -> None:
     [
         ("f", "tools is of type str"),
         ([{}], r"tools\[0\].name"),
+        ([{"type": "custom", "custom": {"name": "f"}}], r"tools\[0\].type is 'custom'"),
         ([3], r"tools\[0\] is of type int"),
         ([{"name": "f", "parameters": nested(100_000)}], r"tools\[0\] .* nested too deeply"),
         ([{"name": "f", "parameters": {"type": str}}], r"tools\[0\] .* type"),
