@@ -183,9 +183,12 @@ def _check_type(content_type: str | None) -> None:
 
 
 def _parsed(body: bytes) -> object:
+    if body.count(b"[") + body.count(b"{") > _MOST_NESTED and _count_nested(body) > _MOST_NESTED:
+        raise _invalid(f"The body holds more than {_MOST_NESTED:,} lists and objects.")
     try:
         value: object = json.loads(body.decode(), parse_constant=_refuse_constant)
-        _check_nesting(value)
+        if _depth_exceeds(value, _DEEPEST):
+            raise RecursionError
         # Half a surrogate pair is no text: it would fail wherever it is written as UTF-8.
         if _HALF_CHARACTER.search(body):
             json.dumps(value, ensure_ascii=False).encode()
@@ -203,21 +206,24 @@ def _parsed(body: bytes) -> object:
     return value
 
 
-def _check_nesting(value: object) -> None:
-    level, count = [value], 0
-    for _ in range(_DEEPEST + 1):
+def _count_nested(body: bytes) -> int:
+    """Opening brackets outside of strings, before anything is made of them."""
+    plain = body.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2]
+    return sum(part.count(b"[") + part.count(b"{") for part in plain)
+
+
+def _depth_exceeds(value: object, limit: int) -> bool:
+    level = [value]
+    for _ in range(limit + 1):
         level = [
             inner
             for outer in level
             for inner in (outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ())
             if isinstance(inner, dict | list)
         ]
-        count += len(level)
-        if count > _MOST_NESTED:
-            raise _invalid(f"The body holds more than {_MOST_NESTED:,} lists and objects.")
         if not level:
-            return
-    raise RecursionError
+            return False
+    return True
 
 
 def _refuse_constant(name: str) -> NoReturn:

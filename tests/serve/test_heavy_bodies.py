@@ -31,6 +31,13 @@ def test_more_lists_and_objects_than_any_prompt_has_are_refused(server: Any, pat
     assert "lists and objects" in answer.text
 
 
+def test_brackets_in_a_text_are_only_text(server: Any) -> None:
+    content = '[{"' * 20_000 + "\\"
+    answer = httpx.post(f"{server.url}/tokenize", json={"model": "Qwen", "prompt": content}, timeout=60)
+    assert answer.status_code == 200
+    assert answer.json()["count"] > 1000
+
+
 def test_a_name_that_is_not_known_is_not_repeated_at_length(server: Any) -> None:
     body = {"model": "x" * 100_000, "messages": [{"role": "user", "content": "Hello"}]}
     answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
