@@ -21,7 +21,7 @@ from kiloq.errors import DataError, KiloqError, RequestError
 
 if TYPE_CHECKING:
     from kiloq.engine import LLM, Result
-    from kiloq.engine.llm import Prompt
+    from kiloq.engine.readers import Prompt
 
 Fault = Callable[[Job, KiloqError], None]
 

@@ -45,7 +45,12 @@ class Limits:
                 f"the prompt has {length:,} tokens and {adds}, but the limit is {limit:,}. Shorten it, or {remedy}.",
                 limit=limit,
             )
-        wrong = next((token_id for token_id in prompt_ids if not 0 <= token_id < self.vocab_size), None)
-        if wrong is not None:
-            raise RequestError(f"the prompt holds token {wrong}; the model knows 0 to {self.vocab_size - 1:,}.")
+        check_ids(prompt_ids, self.vocab_size)
         return asked if params.max_tokens else limit
+
+
+def check_ids(prompt_ids: Sequence[int], vocab_size: int) -> None:
+    """RequestError for an id that the model has no row for."""
+    wrong = next((token_id for token_id in prompt_ids if not 0 <= token_id < vocab_size), None)
+    if wrong is not None:
+        raise RequestError(f"the prompt holds token {wrong}; the model knows 0 to {vocab_size - 1:,}.")

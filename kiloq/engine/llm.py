@@ -1,8 +1,7 @@
 """One model, ready to answer: text and conversations in, text out. Knows no HTTP, files or terminals."""
 
 import dataclasses
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple, overload
@@ -25,14 +24,15 @@ from kiloq.errors import KiloqError, RequestError
 from kiloq.quant.linear import is_packed
 
 from .engine import Engine
-from .events import Event
 from .limits import EngineConfig
 from .params import SamplingParams
-from .results import Answers, Piece, Result, joined
+from .readers import Prompt, Readers
+from .results import Piece, Result
+from .sampler import Sampled
+from .score import embed_parts, finished, score_parts
 
 Conversation = Sequence[Message | Mapping[str, object]]
 Tools = Sequence[Tool | Mapping[str, object]]
-Prompt = tuple[Sequence[int], SamplingParams]
 
 
 class LLM:
@@ -74,8 +74,12 @@ class LLM:
         self.model = self._load(dtype=dtype, device=device)
         self._draft = None if draft is None else load_model(open_checkpoint(draft), dtype=dtype, device=device)
         self._adapters = {name: read_adapter(folder, self.config) for name, folder in (adapters or {}).items()}
-        self.engine = self._new_engine()
-        self._readers: dict[str, Callable[[Event], None]] = {}  # who waits for which request
+        self._readers = Readers(self._new_engine())
+
+    @property
+    def engine(self) -> Engine:
+        """What answers; whoever steps it takes its events."""
+        return self._readers.engine
 
     @cached_property
     def format(self) -> ChatFormat:
@@ -137,9 +141,9 @@ class LLM:
         """The answer to a conversation, or the continuation of a text or ids, as it is made. Closing it ends it."""
         if isinstance(messages, str) or (messages and isinstance(messages[0], int)):
             params = params or SamplingParams.for_model(self.generation)
-            pieces = self._pieces(self._prompt_ids(messages, 0), params, adapter)
+            pieces = self._readers.pieces(self._prompt_ids(messages, 0), params, adapter)
         else:
-            pieces = self._pieces(*self.prompt_of(messages, params, tools=tools), adapter)
+            pieces = self._readers.pieces(*self.prompt_of(messages, params, tools=tools), adapter)
         next(pieces)  # queue it now: a mistake shows here, and closing what has not begun would free nothing
         return pieces
 
@@ -180,13 +184,13 @@ class LLM:
 
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
         """Load the checkpoint again for another device or type. The cache is emptied."""
-        if self._readers:
+        if self._readers.are_waiting:
             raise RequestError("an answer is being made; read it to its end or close it before the model moves.")
         before = self._place
         place = _Place(dtype or before.dtype, device or before.device)
         if place == before:
             return
-        del self.engine, self.model  # what comes may stand where they are
+        del self._readers, self.model  # what comes may stand where they are
         torch.cuda.empty_cache()  # the next cache is as large as what the device reports as free allows
         try:
             self.model = self._load(dtype=place.dtype, device=place.device)
@@ -195,34 +199,19 @@ class LLM:
             self.model = self._load(dtype=before.dtype, device=before.device)
             raise
         finally:
-            self.engine = self._new_engine()
+            self._readers = Readers(self._new_engine())
 
     def as_completed(self, prompts: Iterable[Prompt], adapter: str = "") -> Iterator[tuple[int, Result | KiloqError]]:
         """Answer many prompts; each one's number and its result, or why it has none, in the order they finish."""
-        coming = enumerate(prompts)
-        running: dict[str, Answers] = {}
-        try:
-            while True:
-                # Enough to keep the engine busy, and not all of a file that may be long; a refused one takes no place.
-                while len(running) < 4 * self.engine.max_batch and (one := next(coming, None)) is not None:
-                    number, (prompt_ids, params) = one
-                    answers = Answers(number, tuple(prompt_ids), params)
-                    try:
-                        running[self._open(answers.prompt_ids, params, answers.add, adapter)] = answers
-                    except RequestError as error:
-                        yield number, error
-                if not running:
-                    return
-                if all(answers.outcome is None for answers in running.values()):  # `prompts` may have used the engine
-                    self._step()
-                for request_id, answers in list(running.items()):
-                    if answers.outcome is not None:
-                        self._close(request_id)
-                        del running[request_id]
-                        yield answers.number, answers.outcome
-        finally:
-            for request_id in running:
-                self._close(request_id)
+        return self._readers.completed(prompts, adapter)
+
+    def embed(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """A unit vector for each prompt: the mean of its tokens' final hidden states."""
+        return finished(embed_parts(self.model, prompts, max_context=self.engine.max_context))
+
+    def score(self, prompts: Sequence[Sequence[int]], top: int = 0) -> list[list[Sampled]]:
+        """How likely each token of each prompt was but the first, and the `top` likeliest in its place."""
+        return finished(score_parts(self.model, prompts, top, max_context=self.engine.max_context))
 
     def _new_engine(self) -> Engine:
         stop_ids = self.generation.stop_ids
@@ -252,46 +241,6 @@ class LLM:
                 raise outcome
             results[number] = outcome
         return [result for result in results if result is not None]
-
-    def _pieces(self, prompt_ids: Sequence[int], params: SamplingParams, adapter: str) -> Generator[Piece]:
-        events: deque[Event] = deque()
-        request_id = self._open(prompt_ids, params, events.append, adapter)
-        held: dict[int, list[Event]] = {}  # by answer: what has shown no text yet
-        usage = None
-        try:
-            yield Piece(text="", token_ids=(), index=0)  # taken by `stream`
-            while usage is None:
-                while not events:
-                    self._step()
-                event = events.popleft()
-                if event.error is not None:
-                    raise event.error
-                usage = event.usage
-                waiting = held.setdefault(event.index, [])
-                waiting.append(event)
-                if event.text or event.finish_reason:
-                    yield joined(held.pop(event.index))
-        finally:
-            self._close(request_id)
-
-    def _open(
-        self, prompt_ids: Sequence[int], params: SamplingParams, reader: Callable[[Event], None], adapter: str
-    ) -> str:
-        request_id = self.engine.add(prompt_ids, params, adapter=adapter)
-        self._readers[request_id] = reader
-        return request_id
-
-    def _close(self, request_id: str) -> None:
-        del self._readers[request_id]
-        self.engine.cancel(request_id)
-
-    def _step(self) -> None:
-        # Events go to whoever steps the engine: without this, a reader whose last one went elsewhere waits for ever.
-        assert self.engine.has_work, "an answer is awaited, but the engine has none: its events were taken elsewhere"
-        for event in self.engine.step():
-            reader = self._readers.get(event.request_id)
-            if reader is not None:  # nobody listens to what was closed
-                reader(event)
 
 
 class _Place(NamedTuple):

@@ -115,12 +115,12 @@ def sample_batch(logits: Tensor, rows: Sequence[RowSampler]) -> list[Sampled]:
     for row, token_id in zip(rows, chosen, strict=True):
         row.remember(token_id)
     return [
-        Sampled(token_id) if row.params.logprobs is None else _describe(logits[i], token_id, row.params.logprobs)
+        Sampled(token_id) if row.params.logprobs is None else describe(logits[i], token_id, row.params.logprobs)
         for i, (row, token_id) in enumerate(zip(rows, chosen, strict=True))
     ]
 
 
-def _describe(logits: Tensor, token_id: int, alternatives: int) -> Sampled:
+def describe(logits: Tensor, token_id: int, alternatives: int) -> Sampled:
     """The token with log-softmax of the raw logits [V] and the most likely alternatives, best first."""
     raw = logits.detach().float().cpu().numpy()
     peak = raw.max()

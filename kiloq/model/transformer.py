@@ -86,11 +86,14 @@ class Transformer(nn.Module):
     def logits(self, ids: Tensor, seq_starts: Sequence[int] | None = None) -> Tensor:
         """Logits of whole sequences laid end to end, each under the NTK factor of its length. [T] -> [T, vocab]."""
         starts = [0, len(ids)] if seq_starts is None else seq_starts
-        lengths = [end - start for start, end in pairwise(starts)]
-        positions = torch.cat([torch.arange(n, device=ids.device) for n in lengths])
-        alphas = torch.cat([torch.full((n,), ntk_alpha(self.config, n), device=ids.device) for n in lengths])
-        hidden = self(ids, self.rotation(positions, alphas), PackedAttend(starts, self.config.windows))
-        return self.head(hidden)
+        return self.head(self(ids, *self.packed(starts, ids.device)))
+
+    def packed(self, seq_starts: Sequence[int], device: torch.device) -> tuple[Rotation, PackedAttend]:
+        """Where tokens of whole sequences laid end to end stand, and what they see."""
+        lengths = [end - start for start, end in pairwise(seq_starts)]
+        positions = torch.cat([torch.arange(n, device=device) for n in lengths])
+        alphas = torch.cat([torch.full((n,), ntk_alpha(self.config, n), device=device) for n in lengths])
+        return self.rotation(positions, alphas), PackedAttend(seq_starts, self.config.windows)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:

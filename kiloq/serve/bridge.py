@@ -8,22 +8,20 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 from kiloq.engine import LLM, Event, SamplingParams, Usage
 from kiloq.engine.events import EngineStats
+from kiloq.engine.score import Parts
 from kiloq.errors import KiloqError
 
 from .metrics import Metrics
 from .worker import EngineError, Part, Unfinished, Worker
 
 T = TypeVar("T")
-Parts = Generator[None, None, T]
-"""A long job: each part, up to a `yield`, takes no longer than a step may."""
-
 _RECENT = 32  # ended requests, by which the speed of the queue is guessed
 
 logger = logging.getLogger(__name__)
@@ -175,7 +173,7 @@ class EngineThread:
         return await self._take_turns(partial(job, self.llm))
 
     async def run_parts(self, job: Callable[[LLM], Parts[T]]) -> T:
-        """Do a long job there, one part between two steps."""
+        """Do a long job there, one part between two steps; a part takes no longer than a step may."""
         parts = job(self.llm)
 
         def part() -> T | Unfinished:

@@ -72,7 +72,7 @@ def text_of(events: list[Event]) -> str:
 
 
 def during(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(test(), 60))
+    asyncio.run(asyncio.wait_for(test(), 300))
 
 
 def prompt(llm: LLM, number: int = 0) -> list[int]:
@@ -81,8 +81,8 @@ def prompt(llm: LLM, number: int = 0) -> list[int]:
 
 def test_many_streams_give_what_the_engine_alone_gives(llm: LLM) -> None:
     """More than run at once; drawn, not greedy."""
-    params = [SamplingParams(max_tokens=12, seed=number, n=1 + number % 2) for number in range(12)]
-    prompts = [prompt(llm, number) for number in range(12)]
+    params = [SamplingParams(max_tokens=8, seed=number, n=1 + number % 2) for number in range(8)]
+    prompts = [prompt(llm, number) for number in range(8)]
     alone = dict(llm.as_completed(zip(prompts, params, strict=True)))
 
     async def test() -> None:
@@ -150,9 +150,9 @@ def test_random_disconnects_leave_no_block_in_use(llm: LLM) -> None:
     dice = random.Random(0)
 
     async def client(engine: EngineThread, number: int) -> int:
-        params = SamplingParams(max_tokens=dice.randrange(1, 30), seed=number, n=dice.choice((1, 1, 3)))
+        params = SamplingParams(max_tokens=dice.randrange(1, 12), seed=number, n=dice.choice((1, 1, 3)))
         stream = await engine.open(prompt(llm, number)[: dice.randrange(1, 20)], params)
-        leaves_after = dice.choice((0, 1, 2, 5, 99, 99))
+        leaves_after = dice.choice((0, 1, 2, 4, 99, 99))
         count = 0
         async for _ in stream:
             if count >= leaves_after:
@@ -162,7 +162,7 @@ def test_random_disconnects_leave_no_block_in_use(llm: LLM) -> None:
 
     async def test() -> None:
         async with engine_of(llm) as engine:
-            assert sum(await asyncio.gather(*(client(engine, number) for number in range(100)))) == 100
+            assert sum(await asyncio.gather(*(client(engine, number) for number in range(50)))) == 50
 
     during(test)
 
@@ -276,19 +276,21 @@ def test_nobody_waits_for_a_dead_thread(llm: LLM) -> None:
 
 
 def test_a_request_over_its_time_ends_and_frees_its_blocks(llm: LLM) -> None:
+    def forever(llm: LLM) -> Generator[None]:
+        while True:
+            yield
+
     async def test() -> None:
-        async with engine_of(llm, request_timeout=0.02) as engine:
-            streams = [await engine.open(prompt(llm, number), LONG) for number in range(6)]
-            for stream in streams:
-                with pytest.raises(RequestTimeoutError, match="limit of this server"):
-                    await read(stream)
-
-            def forever(llm: LLM) -> Generator[None]:
-                while True:
-                    yield
-
-            with pytest.raises(RequestTimeoutError):
-                await engine.run_parts(forever)
+        engine = EngineThread(llm, BridgeConfig(request_timeout=0.02))
+        engine.start()
+        streams = [await engine.open(prompt(llm, number), LONG) for number in range(6)]
+        for stream in streams:
+            with pytest.raises(RequestTimeoutError, match="limit of this server"):
+                await read(stream)
+        with pytest.raises(RequestTimeoutError):
+            await engine.run_parts(forever)
+        engine.stop()
+        assert llm.engine.stats.blocks_available == llm.engine.stats.blocks
 
     during(test)
 
