@@ -9,6 +9,10 @@ class RequestError(KiloqError):
     """A prompt, message or sampling parameter that cannot be served."""
 
 
+class ConstraintError(RequestError):
+    """A schema, expression or grammar that no answer can be held to."""
+
+
 class ContextLengthError(RequestError):
     """A prompt, or prompt and answer together, longer than what can be served; `limit` is in tokens."""
 

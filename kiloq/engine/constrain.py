@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kiloq.chat.answer_grammar import json_expression
-from kiloq.errors import RequestError
+from kiloq.errors import ConstraintError
 from kiloq.tokenizer import Tokenizer
 
 from .free_text import FreeSpan, FreeText, Key
@@ -222,6 +222,6 @@ def _grammar(constraint: Constraint) -> str:
     return LLMatcher.grammar_from_lark(f"start: {json_expression(schema)}")
 
 
-def _refused(constraint: Constraint, why: str) -> RequestError:
+def _refused(constraint: Constraint, why: str) -> ConstraintError:
     shown = " ".join(why.split())[:_SHOWN]
-    return RequestError(f"the answer cannot be held to this {constraint.kind.replace('_', ' ')}: {shown}")
+    return ConstraintError(f"the answer cannot be held to this {constraint.kind.replace('_', ' ')}: {shown}")

@@ -162,6 +162,14 @@ class ChatRequest(SamplingFields):
             adapter=adapter,
         )
 
+    @property
+    def held_by(self) -> str:
+        """The field that says what the answer must look like."""
+        for name in ("guided_json", "guided_regex", "guided_choice", "guided_grammar"):
+            if getattr(self, name) is not None:
+                return name
+        return "functions" if self.is_legacy else "tools" if self.tools else "response_format"
+
     def _refuse_unsupported(self) -> None:
         extra = self.model_extra or {}
         for name in _UNSUPPORTED:

@@ -71,6 +71,32 @@ def test_usage_comes_in_a_chunk_without_choices_when_it_is_asked_for(client: ope
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
 
 
+def test_usage_may_come_with_every_chunk(client: openai.OpenAI) -> None:
+    options: Any = {"include_usage": True, "continuous_usage_stats": True}
+    asked: Any = {"model": "Qwen", "messages": HELLO, "max_tokens": 6, "stream_options": options, "seed": 1}
+    usages = [chunk.usage for chunk in client.chat.completions.create(**asked, stream=True)]
+    drawn = [usage.completion_tokens for usage in usages if usage]
+    assert len(drawn) == len(usages)
+    assert drawn == sorted(drawn)
+    assert len({usage.prompt_tokens for usage in usages if usage}) == 1
+
+
+def test_thoughts_are_told_apart_and_counted(start_server: Any) -> None:
+    url = start_server("qwen3").openai
+    asked = {"model": "Qwen", "messages": HELLO, "guided_choice": ["<think>\nHm, hm.\n</think>\n\nYes."], "seed": 1}
+    body = httpx.post(f"{url}/chat/completions", json=asked).json()
+    message, usage = body["choices"][0]["message"], body["usage"]
+    assert (message["reasoning_content"], message["content"]) == ("Hm, hm.", "Yes.")
+    assert 0 < usage["completion_tokens_details"]["reasoning_tokens"] < usage["completion_tokens"]
+    events = httpx.post(f"{url}/chat/completions", json={**asked, "stream": True}).text.split("\n\n")[:-2]
+    deltas = [json.loads(event.removeprefix("data: "))["choices"][0]["delta"] for event in events]
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "Hm, hm."
+    off = {**asked, "guided_choice": ["<think> is a marker."], "reasoning_effort": "none"}
+    body = httpx.post(f"{url}/chat/completions", json=off).json()
+    assert body["choices"][0]["message"]["content"] == "<think> is a marker."
+    assert body["usage"]["completion_tokens_details"]["reasoning_tokens"] == 0
+
+
 def test_one_seed_gives_one_text_and_n_answers_differ_only_by_it(client: openai.OpenAI) -> None:
     def texts(**asked: Any) -> list[str | None]:
         answer = client.chat.completions.create(model="Qwen", messages=HELLO, max_tokens=12, temperature=1, **asked)
@@ -110,6 +136,11 @@ def test_one_seed_gives_one_text_and_n_answers_differ_only_by_it(client: openai.
         ({"functions": [{"name": "f"}], "tools": [{"type": "function", "function": {"name": "f"}}]}, "functions"),
         ({"enable_thinking": True}, "thinking"),
         ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_regex"),
+        ({"guided_regex": "("}, "guided_regex"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": 5}}}},
+            "response_",
+        ),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": "sometimes"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "add"}}}, "tool_choice"),
