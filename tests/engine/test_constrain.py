@@ -1,11 +1,14 @@
 """Constraints: an answer matches what was asked of its form, whatever the model, and nothing else changes."""
 
+import contextlib
 import datetime
 import json
 import re
 
 import jsonschema
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kiloq.engine import Engine, EngineConfig
 from kiloq.engine.params import Constraint, SamplingParams
@@ -185,3 +188,116 @@ def test_log_probabilities_are_those_of_the_unmasked_model(lab):
         raw = observed.rows["r", 0, 5 + step].log_softmax(0)
         assert event.logprobs[0].logprob == pytest.approx(raw[event.token_ids[0]].item(), abs=1e-4)
         assert event.logprobs[0].top_logprobs[0][0] == int(raw.argmax())
+
+
+FORMS = [
+    ("json_schema", json.dumps(SCHEMAS["nested"])),
+    ("json_schema", json.dumps(SCHEMAS["refs"])),
+    ("regex", "(ab|[0-9]{2,4}|é+)*x?"),
+    ("choice", '["one", "once", "two hundred"]'),
+    ("lark", f'start: "a" {IM_END}? /[bc]{{2,30}}/'),
+]
+
+
+def every_answer(lab, engine: Engine, constraints: dict[int, Constraint | None], **wishes: object) -> dict:
+    """Ids, text and ending of each; prompt and seed come from its number."""
+    for i, constraint in constraints.items():
+        params = SamplingParams(constraint=constraint, max_tokens=24, seed=i, n=2, ignore_eos=True, **wishes)
+        engine.add(lab.ids(10 + i, seed=i), params, request_id=str(i))
+    told = lab.run(engine)
+    engine.check_integrity()
+    return {
+        key: (
+            [token_id for event in events for token_id in event.token_ids],
+            "".join(event.text for event in events),
+            events[-1].finish_reason,
+        )
+        for key, events in told.items()
+    }
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.sampled_from([None, *FORMS]), min_size=1, max_size=5), st.sampled_from(["tight", "lookup", "draft"]))
+def test_an_answer_is_the_same_whatever_runs_beside_it_and_however_it_is_guessed(lab, forms, how):
+    wishes = {"temperature": 0.9, "top_p": 0.95, "stop_ids": (lab.tokenizer().im_end_id,)}
+    constraints = {i: form and Constraint(*form) for i, form in enumerate(forms)}
+    alone: dict = {}
+    for i, constraint in constraints.items():
+        alone |= every_answer(lab, lab.engine(), {i: constraint}, **wishes)
+    if how == "tight":  # blocks for about two sequences: the others wait or are computed again
+        engine = lab.engine(kv_memory=lab.model().config.kv_bytes_per_token(4) * 80, max_batch=6)
+    else:
+        draft = lab.model() if how == "draft" else None
+        engine = Engine(lab.model(), EngineConfig(), tokenizer=lab.tokenizer(), draft=draft)
+        engine._speculation._draft_cost = 0.0
+        wishes["speculation"] = {"lookup": "prompt-lookup"}.get(how, how)
+    assert every_answer(lab, engine, constraints, **wishes) == alone
+
+
+def test_a_draft_that_knows_the_grammar_guesses_right(lab):
+    engine = Engine(lab.model(), EngineConfig(), tokenizer=lab.tokenizer(), draft=lab.model())
+    engine._speculation._draft_cost = 0.0
+    answers(lab, engine, held("choice", json.dumps(["a long text to be recited " * 3]), speculation="draft"))
+    assert engine.stats.guessed_right > 0.9 * engine.stats.guessed > 0
+
+
+def test_what_a_grammar_cannot_follow_ends_that_request_alone(lab):
+    engine = lab.engine()
+    properties = {f"p{i}": {"type": "integer"} for i in range(900)}  # more ways to go on than a row may have
+    engine.add(lab.ids(3), held("regex", "[ab]{5}"), request_id="good")
+    engine.add(
+        lab.ids(3), held("json_schema", json.dumps({"type": "object", "properties": properties})), request_id="bad"
+    )
+    told = lab.run(engine)
+    assert told["good", 0][-1].finish_reason == "stop"
+    last = told["bad", 0][-1]
+    assert last.finish_reason == "error"
+    assert isinstance(last.error, RequestError)
+    engine.check_integrity()
+
+
+def chain(length: int) -> str:
+    """A schema whose references lead one to the next."""
+    links = {f"d{i}": {"required": ["a"], "properties": {"a": {"$ref": f"#/$defs/d{i + 1}"}}} for i in range(length)}
+    return json.dumps({"$ref": "#/$defs/d0", "$defs": {**links, f"d{length}": {}}})
+
+
+def nested(depth: int) -> str:
+    return '{"items":' * depth + "{}" + "}" * depth
+
+
+@pytest.mark.parametrize(
+    ("kind", "source"),
+    [
+        ("json_schema", chain(3000)),
+        ("json_schema", chain(6000)),
+        ("json_schema", nested(300)),
+        ("json_schema", nested(900)),
+        ("json_schema", json.dumps({"enum": [f"value {i}" for i in range(20_000)]})),
+        (
+            "json_schema",
+            json.dumps({"type": "array", "minItems": 10**9, "items": {"minLength": 10**9, "type": "string"}}),
+        ),
+        ("json_schema", json.dumps({"$ref": "#/$defs/x", "$defs": {"x": {"$ref": "#/$defs/x"}}})),
+        ("json_schema", json.dumps({"$ref": "file:///etc/passwd"})),
+        ("json_schema", json.dumps({"type": "string", "pattern": "(.*a){25}.{12}$"})),
+        ("regex", "(a|b)*a(a|b){20}c"),
+        ("regex", "((a{1,99}){1,99}){1,99}"),
+        ("regex", "(" * 5000 + ")" * 5000),
+        ("lark", "start: r0\n" + "".join(f"r{i}: r{i + 1}\n" for i in range(9000)) + 'r9000: "a"'),
+        ("lark", "start: " + "(" * 5000 + '"a"' + ")" * 5000),
+        ("lark", 'start: ("a" "b"){100000}'),
+        ("choice", json.dumps([f"{i:09x}" for i in range(30_000)])),
+    ],
+)
+def test_a_hostile_grammar_is_held_or_refused_and_the_engine_goes_on(lab, kind, source):
+    engine = lab.engine()
+    with contextlib.suppress(RequestError):
+        engine.add(lab.ids(3), held(kind, source, max_tokens=5), request_id="hostile")
+    lab.run(engine)
+    assert answers(lab, engine, held("choice", '["well"]')) == [("well", "stop")]
+
+
+def test_a_source_may_not_be_of_any_length():
+    with pytest.raises(RequestError, match="500,001"):
+        Constraint("regex", "a" * 500_001)
