@@ -43,7 +43,14 @@ class ModelOptions:
         str | None, Parameter(help="A smaller model of the same vocabulary, whose guesses make answers faster.")
     ] = None
 
-    def load(self, *, max_batch: int | None = None, adapters: Mapping[str, Path] | None = None, seed: int = 0) -> "LLM":
+    def load(
+        self,
+        *,
+        max_batch: int | None = None,
+        short_steps: bool = False,
+        adapters: Mapping[str, Path] | None = None,
+        seed: int = 0,
+    ) -> "LLM":
         """Load the model; this is where torch is imported. `adapters` are LoRA folders by name."""
         from kiloq.engine import LLM
 
@@ -55,6 +62,7 @@ class ModelOptions:
             kv_dtype=self.kv_dtype,
             max_context=self.max_context,
             max_batch=max_batch,
+            short_steps=short_steps,
             draft=self.draft,
             adapters=adapters,
             seed=seed,

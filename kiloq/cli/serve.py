@@ -119,7 +119,7 @@ def run(
         say(f"warning: {config.host} is open to others, and there is no API key: whoever reaches it may use the model.")
     if door.api_key_file is not None and readable_by_others(door.api_key_file):
         say(f"warning: {door.api_key_file} can be read by other users; chmod 600 keeps its keys private.")
-    llm = model.load(max_batch=door.max_batch, adapters=dict(config.adapters), seed=door.seed)
+    llm = model.load(max_batch=door.max_batch, short_steps=True, adapters=dict(config.adapters), seed=door.seed)
 
     def ready(url: str) -> None:
         say(f"serving {', '.join((*config.names, *dict(config.adapters)))} on {url}")

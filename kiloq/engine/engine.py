@@ -7,6 +7,7 @@ depends on its own tokens, parameters and seed.
 from collections.abc import Callable, Collection, Mapping
 from collections.abc import Sequence as Items
 
+import torch
 from torch import Tensor
 
 from kiloq.cache import BLOCK_SIZE, BlockManager, KVCache, cache_dtype, pool_blocks
@@ -18,7 +19,7 @@ from kiloq.tokenizer import Tokenizer
 from .batch import Draw, build_batch
 from .events import EngineStats, Event, FinishReason, Usage
 from .intake import Intake
-from .limits import EngineConfig, Limits
+from .limits import EngineConfig, Limits, step_tokens
 from .params import Constraint, SamplingParams
 from .runner import Runner
 from .sampler import BadLogitsError, Sampled, sample_batch
@@ -78,12 +79,14 @@ class Engine:
             adapters=adapters or (),
             seed=config.seed,
         )
+        on_cpu = step_tokens(model.config.num_parameters, torch.get_num_threads(), short=config.short_steps)
+        most = config.step_tokens or (4096 if on_gpu else on_cpu)
         self._scheduler = Scheduler(
             self._blocks,
             lambda length: ntk_alpha(model.config, length),
             cache_dtype=str(kv_dtype),
             max_batch=max_batch,
-            step_tokens=max(config.step_tokens or (4096 if on_gpu else 512), max_batch),
+            step_tokens=max(most, max_batch),
             propose=self._speculation.propose,
         )
         self._requests: dict[str, Request] = {}

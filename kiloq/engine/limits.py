@@ -7,6 +7,11 @@ from kiloq.errors import ContextLengthError, RequestError
 
 from .params import SamplingParams
 
+_WHOLE_STEP = 512  # more make prompts no faster
+# Weights times tokens that a thread gets through in about 0.6 s. Measured in int4 on two cores: 512 tokens of a 0.5B shape
+# take 0.38 s, 256 of 1.8B 0.57 s, 64 of 7B 0.71 s. Steps twice as long would read prompts 0, 7 and 15 % faster.
+_SHORT_STEP = 2.5e11
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
@@ -15,6 +20,7 @@ class EngineConfig:
     max_context: int | None = None  # tokens of one sequence, prompt and answer together
     max_batch: int | None = None  # sequences that run at once
     step_tokens: int | None = None  # tokens that go through the model in one step
+    short_steps: bool = False  # for a server: nobody waits long for a step of others' prompts, or to be cancelled
     kv_dtype: str = "auto"
     kv_memory: int | None = None  # bytes
     seed: int = 0
@@ -54,3 +60,9 @@ def check_ids(prompt_ids: Sequence[int], vocab_size: int) -> None:
     wrong = next((token_id for token_id in prompt_ids if not 0 <= token_id < vocab_size), None)
     if wrong is not None:
         raise RequestError(f"the prompt holds token {wrong}; the model knows 0 to {vocab_size - 1:,}.")
+
+
+def step_tokens(num_parameters: int, num_threads: int, *, short: bool) -> int:
+    """How many tokens a processor takes in one step; a power of two, because kernels work in tiles."""
+    most = max(1, int(_SHORT_STEP * num_threads / num_parameters)) if short else _WHOLE_STEP
+    return min(_WHOLE_STEP, max(32, 1 << (most.bit_length() - 1)))
