@@ -20,6 +20,7 @@ from . import (
     health,
     openai_chat,
     openai_completions,
+    openai_embeddings,
     openai_models,
     openai_responses,
     pages,
@@ -39,6 +40,7 @@ OPENAI: tuple[Routes, ...] = (
     openai_completions.routes,
     openai_responses.routes,
     openai_models.routes,
+    openai_embeddings.routes,
 )
 ROUTES: tuple[Routes, ...] = (
     tokens.routes,

@@ -16,7 +16,7 @@ from .bridge import AnswerStream
 from .prompts import Prompt
 from .service import Service
 
-Scores = Sequence[Sampled | None]
+Scores = Sequence[Sampled]
 
 _LEAST = -9999.0  # OpenAI's word for a probability of nothing; JSON has no infinity
 
@@ -74,9 +74,9 @@ class ChoiceWriter:
         piece = ChoicePiece(self._tokenizer.decode(prompt.ids) if prompt.text is None else prompt.text)
         decoder = self._tokenizer.stream_decoder(skip_special=False)
         offset = 0
-        for token_id, score in zip(prompt.ids, scores or (), strict=False):
-            self._list(piece.lists, offset, token_id, score)
-            offset += len(decoder.push(token_id))
+        for score in scores or ():
+            self._list(piece.lists, offset, score)
+            offset += len(decoder.push(score.token_id))
         self._offset = self._shown = len(piece.text)
         return piece
 
@@ -94,14 +94,14 @@ class ChoiceWriter:
         else:
             ready = len(self._waiting)
         for offset, sampled in self._waiting[:ready]:
-            self._list(piece.lists, offset, sampled.token_id, sampled)
+            self._list(piece.lists, offset, sampled)
         del self._waiting[:ready]
         return piece
 
-    def _list(self, lists: TokenLists, offset: int, token_id: int, sampled: Sampled | None) -> None:
-        lists.tokens.append(token_text(self._tokenizer, token_id))
+    def _list(self, lists: TokenLists, offset: int, sampled: Sampled) -> None:
+        lists.tokens.append(token_text(self._tokenizer, sampled.token_id))
         lists.text_offset.append(offset)
-        if sampled is None or sampled.logprob is None:
+        if sampled.logprob is None:  # of a prompt's first token
             lists.token_logprobs.append(None)
             lists.top_logprobs.append(None)
             return

@@ -12,12 +12,14 @@ from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from kiloq.engine import Usage
+from kiloq.engine.score import score_parts
 
 from .access_log import record_of
 from .continuations import ChoicePiece, ChoiceWriter, Continuations, Scores, total
 from .http import EventStream, json_router, while_connected
+from .openai_chat_answer import usage_of
 from .openai_chat_request import StreamOptions
-from .prompts import PROMPTS_SCHEMA, Prompt, read_prompts, refuse
+from .prompts import PROMPTS_SCHEMA, Prompt, read_prompts, refuse, told_of
 from .sampling import SamplingFields, sampling_params
 from .service import Service
 
@@ -59,7 +61,8 @@ def routes(service: Service) -> APIRouter:
         if len(prompts) * body.num_answers > _MAX_ANSWERS:
             asked = f"{len(prompts):,} prompts with {body.num_answers} answers each"
             raise refuse("prompt", f"the request has {asked}; one request may ask for {_MAX_ANSWERS} answers.")
-        job = await while_connected(request, _open(service, body, prompts, adapter))
+        with told_of("prompt"):
+            job = await while_connected(request, _open(service, body, prompts, adapter))
         record_of(request.scope).streams += job.streams
         if body.stream:
             return EventStream(job.stream(), job.close, body.ignored())
@@ -86,9 +89,15 @@ async def _open(service: Service, request: CompletionRequest, prompts: list[Prom
     logprobs = 0 if ranked and request.logprobs is None else request.logprobs
     params = sampling_params(request, service.llm.generation, max_tokens=max(max_tokens, 1), logprobs=logprobs)
     params = dataclasses.replace(params, n=request.num_answers)
-    scores: list[Scores | None] = [None] * len(prompts)
+    scores: Sequence[Scores | None] = [None] * len(prompts)
     if request.echo and request.logprobs is not None:
-        raise refuse("logprobs", "logprobs of an echoed prompt are not supported yet; leave out echo or logprobs.")
+        if adapter:
+            message = f"logprobs with echo are those of {service.name} alone, and {request.model} is an adapter."
+            raise refuse("logprobs", message)
+        ids, top = [prompt.ids for prompt in prompts], request.logprobs
+        scores = await service.engine.run_parts(
+            lambda llm: score_parts(llm.model, ids, top, max_context=llm.engine.max_context)
+        )
     generated = await Continuations.open(service, prompts, params, adapter=adapter) if max_tokens else None
     return _Job(service, request, prompts, scores, generated)
 
@@ -132,7 +141,7 @@ class _Job:
                 choice = self._choice(number * self._request.num_answers + index, piece)
                 yield _event({**self._head, "choices": [choice], **more})
         if with_usage:
-            yield _event({**self._head, "choices": [], "usage": _usage(total(self._usages))})
+            yield _event({**self._head, "choices": [], "usage": usage_of(total(self._usages), 0)})
         yield b"data: [DONE]\n\n"
 
     async def whole(self) -> dict[str, object]:
@@ -150,7 +159,7 @@ class _Job:
             if len(some) > shown:
                 ranked.sort(key=lambda pair: -pair[1].mean_logprob)
             choices += [self._choice(len(choices) + rank, piece) for rank, (piece, _) in enumerate(ranked[:shown])]
-        return {**self._head, "choices": choices, "usage": _usage(total(self._usages))}
+        return {**self._head, "choices": choices, "usage": usage_of(total(self._usages), 0)}
 
     async def _pieces(self) -> AsyncIterator[tuple[int, int, ChoicePiece]]:
         for number, prompt in enumerate(self._prompts):
@@ -171,15 +180,6 @@ class _Job:
     def _choice(self, index: int, piece: ChoicePiece) -> dict[str, object]:
         lists = None if self._request.logprobs is None else dataclasses.asdict(piece.lists)
         return {"index": index, "text": piece.text, "logprobs": lists, "finish_reason": piece.finish_reason}
-
-
-def _usage(usage: Usage) -> dict[str, object]:
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.total_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-    }
 
 
 def _event(body: dict[str, object]) -> bytes:

@@ -21,7 +21,7 @@ from .access_log import record_of
 from .dialogue import ChatTask, Dialogue
 from .http import EventStream, json_router, while_connected
 from .openai_chat_answer import token_logprobs
-from .prompts import refuse
+from .prompts import refuse, told_of
 from .responses_events import Json, ResponseWriter, usage_json
 from .responses_input import messages_of, tool_choice_of, tools_of
 from .sampling import SamplingFields, sampling_params
@@ -185,7 +185,8 @@ def routes(service: Service) -> APIRouter:
         `truncation` never cuts: a conversation that is too long is an error.
         """
         task = body.task(service)
-        dialogue = await Dialogue.open(service, task)
+        with told_of("input"):
+            dialogue = await Dialogue.open(service, task)
         record_of(request.scope).streams.append(dialogue.stream)
         writer = ResponseWriter(body.head(task.params))
         events = _events(dialogue, writer, service.llm.tokenizer)

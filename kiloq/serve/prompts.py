@@ -4,15 +4,17 @@ They are read by hand: a union of four lists makes pydantic try each on a millio
 """
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 
 from pydantic.config import JsonDict
 
+from kiloq.errors import ContextLengthError
 from kiloq.tokenizer import Tokenizer
 
-from .errors import ApiError, Problem
+from .errors import ApiError, Problem, problem_of
 
 MAX_PROMPTS = 2048  # OpenAI's bound on the inputs of one request
 _LONG = 20_000  # characters or ids that take a millisecond or more, so not on the event loop
@@ -46,6 +48,15 @@ async def read_prompts(raw: object, field: str, tokenizer: Tokenizer, vocab_size
 def refuse(field: str, message: str) -> ApiError:
     """A 400 that names the field."""
     return ApiError(Problem(status=400, message=message, param=field))
+
+
+@contextmanager
+def told_of(field: str) -> Iterator[None]:
+    """A prompt that is too long is a mistake in this field."""
+    try:
+        yield
+    except ContextLengthError as error:
+        raise ApiError(replace(problem_of(error), param=field)) from error
 
 
 def kind_of(value: object) -> str:

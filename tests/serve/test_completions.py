@@ -12,7 +12,6 @@ import pytest
 from kiloq import LLM, SamplingParams
 from kiloq.tokenizer import Tokenizer
 
-NO_SCORE = pytest.mark.xfail(reason="the engine does not score prompts yet", strict=True)
 PROMPTS = ["Once upon a time", "The capital of France is", "你好，"]
 GREEDY = {"temperature": 0, "max_tokens": 12}
 
@@ -83,8 +82,8 @@ def test_every_form_of_prompt_gives_the_engines_own_text(
         {"n": 2},
         {"echo": True},
         {"logprobs": 3},
-        pytest.param({"logprobs": 0, "echo": True, "n": 2}, marks=NO_SCORE),
-        pytest.param({"logprobs": 2, "echo": True, "max_tokens": 0}, marks=NO_SCORE),
+        {"logprobs": 0, "echo": True, "n": 2},
+        {"logprobs": 2, "echo": True, "max_tokens": 0},
         {"stop": ["e", "的"], "logprobs": 1},
         {"ignore_eos": True, "max_tokens": 40, "logprobs": 1},
     ],
@@ -136,7 +135,6 @@ def test_stop_cuts_the_text_and_its_tokens(client: openai.OpenAI, greedy_texts: 
     assert all(offset < len(choice.text) for offset in choice.logprobs.text_offset)
 
 
-@NO_SCORE
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_tokens_lie_in_the_text_at_their_offsets(client: openai.OpenAI, tokenizer: Tokenizer, prompt: str) -> None:
     answer = client.completions.create(model="Qwen", prompt=prompt, echo=True, logprobs=2, **GREEDY)  # type: ignore[call-overload]
@@ -154,7 +152,6 @@ def test_tokens_lie_in_the_text_at_their_offsets(client: openai.OpenAI, tokenize
         assert 2 <= len(top) <= 3 or any(name.startswith("bytes:") for name in top)
 
 
-@NO_SCORE
 def test_a_text_is_as_likely_as_a_prompt_as_it_was_as_an_answer(client: openai.OpenAI) -> None:
     made = client.completions.create(model="Qwen", prompt=PROMPTS[0], echo=True, logprobs=0, **GREEDY)  # type: ignore[call-overload]
     ids = _tokens(client, PROMPTS[0]) + _tokens(client, made.choices[0].text[len(PROMPTS[0]) :])
@@ -244,12 +241,14 @@ def test_a_mistake_is_a_400_that_names_its_field(server: Any, body: dict[str, An
     body = {"model": "Qwen", "stream": stream, **body}
     answer = httpx.post(f"{server.openai}/completions", json=body, timeout=30, trust_env=False)
     assert answer.status_code == 400, answer.text
-    assert named in answer.json()["error"]["message"]
+    error = answer.json()["error"]
+    assert named in error["message"]
+    assert error["param"], error
 
 
 @pytest.mark.parametrize(
     "more",
-    [{}, pytest.param({"echo": True, "logprobs": 1, "max_tokens": 0}, marks=NO_SCORE), {"stream": True}],
+    [{}, {"echo": True, "logprobs": 1, "max_tokens": 0}, {"stream": True}],
     ids=str,
 )
 def test_a_prompt_that_is_too_long_is_told_before_anything_else(client: openai.OpenAI, more: dict[str, Any]) -> None:

@@ -199,6 +199,27 @@ def test_calls_after_a_text_are_items_of_their_own(qwen2_5: openai.OpenAI) -> No
     assert [item.type for item in whole.output] == [item["type"] for item in output]
 
 
+def test_v1s_actions_are_function_calls(start_server: Callable[..., Any]) -> None:
+    client = _client(start_server("qwen1"))
+    answer = 'Thought: I look.\nAction: get_weather\nAction Input: {"city": "Paris"}\nObservation:'
+    asked: dict[str, Any] = {"input": "Weather?", "tools": [WEATHER], **_says(answer)}
+    events, whole = _stream(client, **asked), _create(client, **asked)
+    said, call = events[-1]["response"]["output"]
+    assert said["content"][0]["text"] == "I look."
+    assert json.loads(call["arguments"]) == {"city": "Paris"}
+    assert [item.type for item in whole.output] == ["message", "function_call"]
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "get_weather"}], ids=str)
+def test_a_call_that_is_required_is_made(client: openai.OpenAI, choice: Any) -> None:
+    asked: dict[str, Any] = {"input": "Hello", "tools": [WEATHER], "tool_choice": choice, "max_output_tokens": 120}
+    response = _create(client, temperature=0, reasoning={"effort": "none"}, **asked)
+    if response.status == "completed":  # a small model may write a long name
+        calls = [item for item in response.output if item.type == "function_call"]
+        assert calls
+        assert all(set(json.loads(call.arguments)) == {"city"} for call in calls)
+
+
 def test_tools_across_two_turns(qwen2_5: openai.OpenAI) -> None:
     asked: Any = [{"role": "user", "content": "What is the weather in Paris?"}]
     first = _create(qwen2_5, input=asked, tools=[WEATHER], **_says(CALL.format("Paris")))
@@ -413,7 +434,9 @@ def test_a_mistake_is_a_400_that_names_its_field(server: Any, body: dict[str, An
     body = {"model": "Qwen", "stream": stream, **body}
     answer = httpx.post(f"{server.openai}/responses", json=body, timeout=30, trust_env=False)
     assert answer.status_code == 400, answer.text
-    assert named in answer.json()["error"]["message"]
+    error = answer.json()["error"]
+    assert named in error["message"]
+    assert error["param"], error
 
 
 def _count(client: openai.OpenAI, body: dict[str, Any]) -> int:
