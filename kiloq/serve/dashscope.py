@@ -11,14 +11,16 @@ from fastapi.responses import JSONResponse
 
 from kiloq.chat import parse_messages, render
 from kiloq.engine import LLM
+from kiloq.errors import RequestError
 from kiloq.tokenizer import Tokenizer
 
 from .access_log import record_of
 from .dashscope_events import Answer, Json, error_event, result_event, usage_of
-from .dashscope_schema import GenerationRequest, Input, TokenizeRequest
+from .dashscope_schema import EmbeddingRequest, GenerationRequest, Input, TokenizeRequest
 from .dialogue import AnswerDelta, Dialogue
 from .errors import ApiError
 from .http import EventStream, json_router, while_connected
+from .openai_embeddings import embed
 from .service import Service
 
 _EVENT_STREAM = "text/event-stream"
@@ -33,8 +35,11 @@ def routes(service: Service) -> APIRouter:
         request: GenerationRequest,
         x_dashscope_sse: Annotated[str, Header()] = "",
         accept: Annotated[str, Header()] = "",
+        x_dashscope_plugin: Annotated[str, Header(description="Not supported.")] = "",
     ) -> Response:
         """Answer a conversation, whole or, with the header `X-DashScope-SSE: enable`, as a stream of events."""
+        if x_dashscope_plugin:
+            raise RequestError("X-DashScope-Plugin is given, but there are no plug-ins here. Leave it out.")
         llm, fields, record = service.llm, request.parameters, record_of(http.scope)
         shape = _Shape(
             request_id=record.id,
@@ -62,6 +67,16 @@ def routes(service: Service) -> APIRouter:
         ids, tokens = await asyncio.to_thread(_tokenize, service.llm, request.input)
         output: Json = {"token_ids": ids, "tokens": tokens}
         return {"output": output, "usage": {"input_tokens": len(ids)}, "request_id": record_of(http.scope).id}
+
+    @router.post("/services/embeddings/text-embedding/text-embedding")
+    async def embeddings(http: Request, request: EmbeddingRequest) -> Json:
+        """A vector for each text, as /v1/embeddings makes them."""
+        vectors, count = await embed(
+            service, http, request.input.texts, model=request.model, dimensions=request.parameters.dimension
+        )
+        listed: list[Json] = [{"text_index": i, "embedding": one} for i, one in enumerate(vectors)]
+        usage = {"total_tokens": count}
+        return {"output": {"embeddings": listed}, "usage": usage, "request_id": record_of(http.scope).id}
 
     @router.get("/models")
     async def models(

@@ -11,6 +11,7 @@ from kiloq.tokenizer import Tokenizer
 
 from .dialogue import ChatTask
 from .openai_chat_request import ChatRequest, JsonObject
+from .prompts import MAX_PROMPTS
 
 _SEED = 1234  # what the cloud takes if a request gives none: the same request has the same answer
 
@@ -121,6 +122,30 @@ class TokenizeRequest(BaseModel):
 
     model: str
     input: Input
+
+
+class Texts(BaseModel):
+    """What is to become vectors."""
+
+    texts: Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
+
+
+class EmbeddingParameters(BaseModel):
+    """How; whether a text is a query or a document (`text_type`) makes no difference to this model."""
+
+    dimension: Annotated[int | None, Field(ge=1, description="Only the model's own.")] = None
+    output_type: Literal["dense"] | None = None
+    instruct: Annotated[str | None, Field(max_length=0, description="Not supported.")] = None
+
+
+class EmbeddingRequest(BaseModel):
+    """Texts to be made vectors of."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    model: str
+    input: Texts
+    parameters: EmbeddingParameters = Field(default_factory=EmbeddingParameters)
 
 
 def _as_openai(message: JsonObject) -> JsonObject:

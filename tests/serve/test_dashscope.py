@@ -15,7 +15,7 @@ import httpx
 import openai
 import pytest
 import requests
-from dashscope import AioGeneration, Generation, Models, Tokenization
+from dashscope import AioGeneration, Generation, Models, TextEmbedding, Tokenization
 from dashscope.common.utils import _handle_stream
 from dashscope.v2.errors import BadRequestError, DashScopeError, NotFoundError
 from hypothesis import given, settings
@@ -207,6 +207,23 @@ def test_counted_tokens_are_those_of_the_prompt(server: Any) -> None:
     assert len(text["token_ids"]) == len(text["tokens"]) > 5
 
 
+def test_texts_become_the_vectors_of_openais_api(server: Any) -> None:
+    texts = ["The cat sat.", "如何做西红柿鸡蛋？"]
+    theirs = openai.OpenAI(base_url=server.openai, api_key="none").embeddings.create(
+        model="Qwen", input=texts, encoding_format="float"
+    )
+    expected = [one.embedding for one in theirs.data]
+    place = {"api_key": "none", "base_address": f"{server.url}/api/v1"}
+    ours = TextEmbedding.call("qwen-turbo", texts, **place)
+    assert [one["text_index"] for one in ours.output["embeddings"]] == [0, 1]
+    assert [one["embedding"] for one in ours.output["embeddings"]] == expected
+    assert ours.usage["total_tokens"] == theirs.usage.total_tokens
+    client = dashscope.Client(base_url=f"{server.url}/api/v1", api_key="none")
+    assert [one.embedding for one in client.embeddings.create(model="qwen-turbo", input=texts).embeddings] == expected
+    refused = TextEmbedding.call("qwen-turbo", texts, dimension=7, **place)
+    assert (refused.status_code, refused.code) == (400, "InvalidParameter")
+
+
 def test_models_are_listed_and_found_by_name(server: Any) -> None:
     place = {"api_key": "none", "base_address": f"{server.url}/api/v1"}
     names = [model["name"] for model in Models.list(**place).output["models"]]
@@ -231,6 +248,8 @@ def test_models_are_listed_and_found_by_name(server: Any) -> None:
         ({"prompt": "word " * 100_000}, 400, "InvalidParameter", "maximum context length"),
         ({"enable_search": True}, 400, "InvalidParameter", "enable_search"),
         ({"thinking_budget": 100}, 400, "InvalidParameter", "thinking_budget"),
+        ({"plugins": "pdf_extracter"}, 400, "InvalidParameter", "Plugin"),
+        ({"messages": [{"role": "assistant", "content": "Hel", "partial": True}]}, 400, "InvalidParameter", "partial"),
         ({"n": 2, "result_format": "text"}, 400, "InvalidParameter", "result_format"),
     ],
 )
