@@ -44,17 +44,8 @@ def routes(service: Service) -> APIRouter:
         Language models are not trained for this: such vectors tell topics apart, and are no match for those of a model
         made for search.
         """
-        if service.adapter_of(body.model):
-            raise refuse("model", f"{body.model} is an adapter; embeddings are made by {service.name} alone.")
-        size, vocab_size = service.llm.config.hidden_size, service.llm.config.vocab_size
-        if body.dimensions is not None and body.dimensions != size:
-            message = f"dimensions is {body.dimensions}; this model's vectors have {size} and cannot be shortened."
-            raise refuse("dimensions", message)
-        prompts = await read_prompts(body.input, "input", service.llm.tokenizer, vocab_size)
-        with told_of("input"):
-            vectors = await while_connected(request, _embed(service, prompts))
+        vectors, count = await embed(service, request, body.input, model=body.model, dimensions=body.dimensions)
         shown: list[object] = [_packed(one) if body.encoding_format == "base64" else one for one in vectors]
-        count = sum(len(prompt.ids) for prompt in prompts)
         return {
             "object": "list",
             "data": [{"object": "embedding", "index": i, "embedding": one} for i, one in enumerate(shown)],
@@ -63,6 +54,22 @@ def routes(service: Service) -> APIRouter:
         }
 
     return router
+
+
+async def embed(
+    service: Service, request: Request, given: object, *, model: str, dimensions: int | None
+) -> tuple[list[list[float]], int]:
+    """A vector for each input, and the number of their tokens."""
+    if service.adapter_of(model):
+        raise refuse("model", f"{model} is an adapter; embeddings are made by {service.name} alone.")
+    size, vocab_size = service.llm.config.hidden_size, service.llm.config.vocab_size
+    if dimensions is not None and dimensions != size:
+        message = f"dimensions is {dimensions}; this model's vectors have {size} and cannot be shortened."
+        raise refuse("dimensions", message)
+    prompts = await read_prompts(given, "input", service.llm.tokenizer, vocab_size)
+    with told_of("input"):
+        vectors = await while_connected(request, _embed(service, prompts))
+    return vectors, sum(len(prompt.ids) for prompt in prompts)
 
 
 async def _embed(service: Service, prompts: Sequence[Prompt]) -> list[list[float]]:
