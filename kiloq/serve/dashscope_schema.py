@@ -110,9 +110,9 @@ class GenerationRequest(BaseModel):
             "stop": [
                 one if isinstance(one, str) else tokenizer.decode(one) for one in stop if not isinstance(one, int)
             ],
-            "stop_token_ids": [one for one in stop if isinstance(one, int)],
+            "stop_token_ids": [*(fields.stop_token_ids or ()), *(one for one in stop if isinstance(one, int))],
         }
-        return self.parameters.model_copy(update=own).task(generation, adapter=adapter)
+        return fields.model_copy(update=own).task(generation, adapter=adapter)
 
 
 class TokenizeRequest(BaseModel):

@@ -192,6 +192,8 @@ def test_stop_takes_a_text_texts_or_token_ids(server: Any) -> None:
         answer = ask(server, max_tokens=30, temperature=0.0, stop=one)
         assert (answer.output.text, answer.output.finish_reason) == (whole[: whole.index(stop)], "stop")
     ids = Tokenization.call("qwen-turbo", prompt=whole, api_key="none", base_address=f"{server.url}/api/v1").output
+    by_id = ask(server, max_tokens=30, temperature=0.0, stop_token_ids=[ids["token_ids"][3]])
+    assert by_id.output.text == "".join(ids["tokens"][:3])
     for one in (ids["token_ids"][3], [ids["token_ids"][3]], [ids["token_ids"][3:5]]):
         answer = ask(server, max_tokens=30, temperature=0.0, stop=one)
         assert (answer.output.text, answer.output.finish_reason) == ("".join(ids["tokens"][:3]), "stop")
