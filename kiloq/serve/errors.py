@@ -18,8 +18,8 @@ from .worker import EngineError
 
 DASHSCOPE = "/api/v1/"  # every path below it speaks DashScope, errors too
 
-# Messages of RequestError begin with the field that is wrong: "messages[0].role is 'x'; it must be ...".
-_FIELD = re.compile(r"([a-z]\w*(?:\[\d+\]|\.\w+)*) (?:is|are|holds|has|names|cannot)\b")
+# Messages of RequestError begin with the field that is wrong: "messages[0].role is 'x'; ...", "messages: ...".
+_FIELD = re.compile(r"([a-z]\w*(?:\[\d+\]|\.\w+)*)(?: (?:is|are|holds|has|names|cannot)\b|:)")
 _NO_FIELDS = ("it", "this", "that", "there", "what", "one")
 _DASHSCOPE_CODES = {  # those that its client has exceptions for
     401: "InvalidApiKey",

@@ -127,6 +127,7 @@ def test_one_seed_gives_one_text_and_n_answers_differ_only_by_it(client: openai.
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"messages": []}, "messages"),
         ({"messages": "Hello"}, "messages"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages"),
         ({"messages": [{"role": "nobody", "content": "x"}]}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "messages"),
         ({"tools": "add"}, "tools"),
