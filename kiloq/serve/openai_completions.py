@@ -58,9 +58,11 @@ def routes(service: Service) -> APIRouter:
         _check(body)
         vocab_size = service.llm.config.vocab_size
         prompts = await read_prompts(body.prompt, "prompt", service.llm.tokenizer, vocab_size)
-        if len(prompts) * body.num_answers > _MAX_ANSWERS:
+        # What never fits at once is no matter of trying again.
+        most = min(_MAX_ANSWERS, service.engine.config.max_queue + service.llm.engine.max_batch)
+        if len(prompts) * body.num_answers > most:
             asked = f"{len(prompts):,} prompts with {body.num_answers} answers each"
-            raise refuse("prompt", f"the request has {asked}; one request may ask for {_MAX_ANSWERS} answers.")
+            raise refuse("prompt", f"the request has {asked}; one request may ask for {most} answers here.")
         with told_of("prompt"):
             job = await while_connected(request, _open(service, body, prompts, adapter))
         record_of(request.scope).streams += job.streams
