@@ -32,7 +32,7 @@ DOCUMENTS = [
     "| a |\n|---|\n| 1 |\ntext\n\n| not\n\na | b\n-|-\n1 | 2",
 ]
 FITS = """() =>
-  ["html", "#transcript"].map((one) => document.querySelector(one)).every((one) => one.scrollWidth <= one.clientWidth)"""
+  [...document.querySelectorAll("html, #transcript")].every((one) => one.scrollWidth <= one.clientWidth)"""
 FROM_END = """() => {
   const { scrollHeight, scrollTop, clientHeight } = document.getElementById("transcript");
   return scrollHeight - scrollTop - clientHeight;

@@ -25,7 +25,7 @@ export class Answering {
     let problem = null;
     try {
       for await (const chunk of streamChat(request, this.#controller.signal)) {
-        if (chunk.usage) clock.usage = chunk.usage;
+        clock.read(chunk.usage);
         const choice = chunk.choices?.[0];
         if (!choice) continue;
         if (take(message, choice.delta ?? {})) clock.tick();
@@ -63,16 +63,21 @@ class Clock {
   #begin = performance.now();
   #first = 0;
   #last = 0;
-  usage = null;
+  #usage = null;
+
+  // Each chunk, also one that shows nothing: the end of a text may be held back for a while.
+  read(usage) {
+    this.#last = performance.now();
+    this.#usage = usage ?? this.#usage;
+  }
 
   tick() {
-    this.#last = performance.now();
     this.#first ||= this.#last;
   }
 
   stats() {
     if (!this.#first) return null;
-    const { prompt_tokens: prompt, completion_tokens: answer, prompt_tokens_details: details } = this.usage ?? {};
+    const { prompt_tokens: prompt, completion_tokens: answer, prompt_tokens_details: details } = this.#usage ?? {};
     const seconds = (this.#last - this.#first) / 1000;
     return {
       first: (this.#first - this.#begin) / 1000,

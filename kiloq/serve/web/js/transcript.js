@@ -99,9 +99,9 @@ export class Transcript {
     line.querySelector("p").after(waits);
     const due = performance.now() + 1000 * Math.max(seconds, 1);
     const tick = () => {
-      const left = Math.ceil((due - performance.now()) / 1000);
+      const left = Math.max(0, Math.ceil((due - performance.now()) / 1000));
       waits.textContent = t("retryIn", { count: left });
-      if (left > 0) return;
+      if (left > 0 || this.root.querySelector(".editor")) return; // nobody's half-written text is taken away
       clearInterval(this.#countdown);
       this.chat.retry({ alone: true });
     };

@@ -103,6 +103,7 @@ export class AnswerTurn {
     for (const [at, call] of this.message.calls.entries()) {
       const shown = this.calls.children[at] ?? this.calls.appendChild(folded("", ""));
       shown.querySelector("summary span").textContent = t("calls", { name: call.name });
+      shown.querySelector(".detail").textContent = call.arguments;
       shown.querySelector("pre").textContent = pretty(call.arguments);
     }
   }
@@ -152,7 +153,7 @@ export function resultTurn(message) {
 export function resultsForm(calls, send) {
   const fields = calls.map((call) => {
     const area = el("textarea", { rows: 2, spellcheck: "false" });
-    return { call, area, label: el("label", {}, el("span", {}, t("resultLabel", { name: call.name })), area) };
+    return { call, area, label: el("label", {}, title(t("resultLabel", { name: call.name }), call.arguments), area) };
   });
   const submit = (event) => {
     event.preventDefault();
@@ -166,9 +167,15 @@ export function resultsForm(calls, send) {
   );
 }
 
-function folded(title, content) {
+function folded(name, content) {
   const body = el("pre", { tabindex: "0" }, content);
-  return el("details", { class: "fold" }, el("summary", {}, icon("chevron"), el("span", {}, title)), body);
+  const summary = el("summary", {}, icon("chevron"), el("span", {}, name), el("span", { class: "detail" }, content));
+  return el("details", { class: "fold" }, summary, body);
+}
+
+// Two calls of one tool are told apart by their arguments.
+function title(name, detail) {
+  return el("span", {}, name, el("span", { class: "detail" }, detail));
 }
 
 function pretty(json) {
