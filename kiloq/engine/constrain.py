@@ -129,6 +129,13 @@ class Matcher:
             self._free.push(self._vocabulary.tokenizer.token_bytes(token_id))
         self.allowed = self._look()
 
+    def forced(self, most: int) -> tuple[int, ...]:
+        """The next tokens, at most so many, if the form leaves only one text to go on with: cut as the tokenizer does.
+
+        They are likely, not certain: the same text can be cut in other ways.
+        """
+        return () if self.is_over else tuple(self._matcher.compute_ff_tokens()[:most])
+
     def fork(self, token_ids: Sequence[int]) -> "Matcher | None":
         """A matcher that has gone on with these tokens; None if they leave the grammar or end it."""
         ahead, free = self._matcher.deep_copy(), copy(self._free)

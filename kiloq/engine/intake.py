@@ -74,7 +74,7 @@ class Intake:
             ids=list(request.prompt_ids),
             sampler=RowSampler(params, request.prompt_ids, self._limits.vocab_size, seed, matcher),
             text=TextStream(decoder, params.stop),
-            guesser=self._speculation.guesser(params.speculation),
+            guesser=self._speculation.guesser(params.speculation, is_held=constraint is not None),
         )
 
     def _known_grammars(self) -> Grammars:

@@ -12,7 +12,7 @@ _KEEP = 0.75  # of what was learned, a step later
 _SHORT_PAUSE, _LONG_PAUSE = 8, 256  # tokens
 _LONG, _SHORT = 3, 2  # tokens that must agree before what follows them is guessed
 
-Kind = Literal["prompt-lookup", "draft"]
+Kind = Literal["prompt-lookup", "draft", "grammar"]
 
 
 class Guesser:

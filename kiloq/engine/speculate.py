@@ -37,17 +37,24 @@ class Speculation:
     ) -> None:
         self.num_guessed = self.num_right = 0
         self._draft = None if draft is None else Draft(draft, config, max_batch=max_batch, max_context=max_context)
+        self._rows_are_cheap = rows_are_cheap
         by_lookup = rows_are_cheap and config.num_parameters >= _LARGE
         self._default: Kind | None = "draft" if draft is not None else "prompt-lookup" if by_lookup else None
         self._draft_cost = 0.0 if draft is None else draft.config.num_parameters / config.num_parameters
 
-    def guesser(self, wanted: str) -> Guesser | None:
-        """For a new sequence whose request wants this; RequestError for a draft that is not there."""
-        kind = self._default if wanted == "auto" else wanted
+    def guesser(self, wanted: str, *, is_held: bool = False) -> Guesser | None:
+        """For a new sequence whose request wants this, and perhaps a form; RequestError for a draft that is not there.
+
+        What a form leaves no choice about is guessed by any guesser, and by default where nothing else is.
+        """
+        default = self._default or ("grammar" if is_held and self._rows_are_cheap else None)
+        kind = default if wanted == "auto" else wanted
         if kind == "draft" and self._draft is None:
             raise RequestError("speculation is 'draft', but the engine has no draft model; give it one, or use 'auto'.")
         if kind == "prompt-lookup":
             return Guesser("prompt-lookup", _ROW_COST)
+        if kind == "grammar":
+            return Guesser("grammar", _ROW_COST)
         return Guesser("draft", _ROW_COST + self._draft_cost) if kind == "draft" else None
 
     def propose(self, wanted: Items[tuple[Sequence, int]]) -> list[tuple[int, ...]]:
@@ -59,9 +66,13 @@ class Speculation:
             assert guesser is not None
             if guesser.is_silent(len(sequence.ids)):
                 continue
-            if guesser.kind == "draft":
+            matcher = sequence.sampler.matcher
+            forced = () if matcher is None else matcher.forced(most)
+            if forced:
+                found[sequence] = forced
+            elif guesser.kind == "draft":
                 drafted.append((sequence, most))
-            else:
+            elif guesser.kind == "prompt-lookup":
                 found[sequence] = guesser.lookup.guess(sequence.ids, most)
         if self._draft is not None and drafted:
             found |= self._draft.propose(drafted)
