@@ -121,7 +121,7 @@ class EngineThread:
         self.metrics = Metrics(lambda: self.stats, lambda: self.healthy)
         self._worker = Worker(llm.engine, self._deliver, self._cut_all, checks=self.config.check_integrity)
         self._streams: dict[str, AnswerStream] = {}
-        self._ends: deque[float] = deque(maxlen=_RECENT)  # when requests ended
+        self._ends: deque[float] = deque(maxlen=_RECENT)  # when requests ended, since it was last idle
         self._num_opened = 0
         self._num_answers = 0  # that run or wait; a job counts as one
         self._idle = asyncio.Event()
@@ -221,6 +221,7 @@ class EngineThread:
     def _release(self, count: int) -> None:
         self._num_answers -= count
         if not self._num_answers:
+            self._ends.clear()  # what comes next has its own speed
             self._idle.set()
 
     def _retry_after(self) -> int:
