@@ -89,8 +89,10 @@ class Grammars:
         with ThreadPoolExecutor(1) as executor:
             with self._lock:
                 before = threading.stack_size(_STACK)
-                future = executor.submit(job)  # starts the thread
-                threading.stack_size(before)
+                try:
+                    future = executor.submit(job)  # starts the thread
+                finally:
+                    threading.stack_size(before)
             return future.result()
 
 
