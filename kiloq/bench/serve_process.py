@@ -76,9 +76,9 @@ class ServerProcess:
         return " / ".join(lines[-3:]) or "it said nothing"
 
 
-def kiloq_server(model: Path | str | None, *, quantize: str | None = None) -> ServerProcess:
+def kiloq_server(model: Path | str | None, *, quantize: str | None = None, flags: Sequence[str] = ()) -> ServerProcess:
     """`kiloq serve` of a checkpoint, in this Python."""
-    command = [sys.executable, "-m", "kiloq", "serve", "--port", "{port}"]
+    command = [sys.executable, "-m", "kiloq", "serve", "--port", "{port}", *flags]
     command += [] if model is None else ["-m", str(model)]
     command += [] if quantize is None else ["--quantize", quantize]
     return ServerProcess(command, start_seconds=3600)
