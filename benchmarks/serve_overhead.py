@@ -62,7 +62,11 @@ def main() -> None:
         engine.wait()
     print(table(rounds))
     if options.output is not None:
-        record = {"machine": describe_machine(), "settings": vars(options) | {"output": None}, "rounds": rounds}
+        record = {
+            "machine": describe_machine(),
+            "settings": {**vars(options), "output": None, "model": Path(options.model or "bundled").name},
+            "rounds": rounds,
+        }
         options.output.write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -72,7 +72,7 @@ def main() -> None:
         record = asyncio.run(soak(server, options.requests, options.disconnect, options.seed))
     finally:
         server.stop()
-    record = {"machine": describe_machine(), "model": options.model or "the bundled one", **record}
+    record = {"machine": describe_machine(), "model": Path(options.model or "bundled").name, **record}
     print(json.dumps(record, indent=1))
     if options.output is not None:
         options.output.write_text(json.dumps(record, indent=1) + "\n")

@@ -42,7 +42,11 @@ def main() -> None:
     ]
     print(markdown(["turn", *talks[0][0]], rows))
     if options.output is not None:
-        record = {"machine": describe_machine(), "settings": vars(options) | {"output": None}, "conversations": talks}
+        record = {
+            "machine": describe_machine(),
+            "settings": {**vars(options), "output": None, "model": Path(options.model or "bundled").name},
+            "conversations": talks,
+        }
         options.output.write_text(json.dumps(record, indent=1) + "\n")
 
 
