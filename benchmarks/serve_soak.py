@@ -21,7 +21,7 @@ from kiloq.bench.serve_load import PATHS, random_text, with_departures
 from kiloq.bench.serve_process import ServerProcess, kiloq_server, memory_bytes
 
 CLIENTS = 32
-FLAGS = ("--max-context", "512", "--max-batch", "16")
+FLAGS = ("--max-context", "1024", "--max-batch", "16")
 SLICES = 5
 GROWTH = 0.05  # of the memory after the first slice
 IDLE_SECONDS = 5.0  # within which a server must have noticed that everybody has gone

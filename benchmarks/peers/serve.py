@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--shape", default="qwen2.5-0.5b")
     parser.add_argument("--servers", help="names with commas; default: kiloq, llama.cpp, transformers")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--requests", type=int, default=96)
+    parser.add_argument("--requests", type=int, default=72)
     parser.add_argument("--lengths", default="sharegpt:0.5")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--page", type=Path, help="a Markdown page whose table is replaced when all is measured")
