@@ -42,6 +42,20 @@ _ERRORS = {
         "properties": {"code": _TEXT, "message": _TEXT, "request_id": _TEXT},
     },
 }
+_QUESTION = {"role": "user", "content": "What is the capital of France?"}
+_EXAMPLES: dict[str, dict[str, object]] = {  # bodies that work as they stand
+    "/v1/chat/completions": {"messages": [_QUESTION], "max_tokens": 40},
+    "/v1/completions": {"prompt": "The capital of France is", "max_tokens": 10},
+    "/v1/responses": {"input": "What is the capital of France?", "max_output_tokens": 40},
+    "/v1/embeddings": {"input": ["Paris", "Berlin"]},
+    "/tokenize": {"prompt": "Hello, 世界"},
+    "/detokenize": {"tokens": [72, 105]},
+    "/api/v1/services/aigc/text-generation/generation": {
+        "input": {"messages": [_QUESTION]},
+        "parameters": {"result_format": "message", "max_tokens": 40},
+    },
+    "/api/v1/tokenizer": {"input": {"prompt": "Hello, 世界"}},
+}
 
 
 def routes(service: Service) -> APIRouter:
@@ -75,6 +89,9 @@ def described(app: FastAPI, *, has_keys: bool) -> dict[str, Any]:
         shape = "DashScopeError" if path.startswith(DASHSCOPE) else "Error"
         content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{shape}"}}}
         for operation in operations.values():
+            if path in _EXAMPLES and "requestBody" in operation:
+                body = operation["requestBody"]["content"]["application/json"]
+                body["example"] = {"model": "Qwen", **_EXAMPLES[path]}
             answers = operation["responses"]
             answers.pop("422", None)
             answers["4XX"] = {"description": "The request has a mistake; the message names it.", "content": content}

@@ -46,7 +46,7 @@ class EventStream(Response):
     """Sends bytes as they come; `close` is called at the end, and at once when the client goes.
 
     An error after the headers becomes the last event, made by `on_error`. Silence is broken by comments, which clients
-    skip. Sends from one task: without task groups and queues a chunk costs a call, and waits for nothing.
+    skip; data never waits for them.
     """
 
     media_type = "text/event-stream"

@@ -67,6 +67,17 @@ def test_the_description_is_whole(small: Any) -> None:
     assert "HTTPValidationError" not in described["components"]["schemas"]
 
 
+def test_the_examples_work(server: Any) -> None:
+    described = httpx.get(f"{server.url}/openapi.json").json()
+    bodies = {path: one["post"]["requestBody"] for path, one in described["paths"].items() if "post" in one}
+    examples = {path: body["content"]["application/json"].get("example") for path, body in bodies.items()}
+    assert examples["/v1/chat/completions"]
+    for path, example in examples.items():
+        if example is not None:
+            answer = httpx.post(server.url + path, json=example, timeout=60)
+            assert answer.status_code == 200, (path, answer.text)
+
+
 def test_what_describes_it_comes_from_this_server_alone(small: Any) -> None:
     page = httpx.get(f"{small.url}/docs")
     assert "script-src 'self'" in page.headers["content-security-policy"]
