@@ -60,7 +60,7 @@ def test_errors_of_the_framework_have_openais_shape(client: httpx.Client, method
     [
         (b"", "the body"),
         (b"{", "line 1, column 2"),
-        (b"[" * 100_000, "nests"),
+        (b"[" * 100_000, "lists and objects"),
         (b'{"messages":' + b"[" * 500 + b"]" * 500 + b"}", "nests"),
         (b'{"a":' * 5000 + b"1" + b"}" * 5000, "nests"),
         (b'{"model": "Qwen", "messages": "\xff"}', "UTF-8"),

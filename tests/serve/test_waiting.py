@@ -56,7 +56,7 @@ def test_a_head_that_does_not_come_is_given_up(sent: bytes, monkeypatch: pytest.
     monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.01)
 
     async def answer() -> bytes:
-        config = uvicorn.Config(refused, lifespan="off", log_level="error")
+        config = uvicorn.Config(refused, interface="asgi3", lifespan="off", log_level="error")
         state = ServerState()
         loop = asyncio.get_running_loop()
         server = await loop.create_server(
