@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from kiloq.chat.answer_grammar import FREE_TEXT
 
 _MOST_SEEN = 3  # marks; what comes behind more is too rare to be worth remembering
+_MOST_MARKS, _LONGEST_MARK = 8, 64  # every beginning of every mark is kept
 
 Key = tuple[tuple[bytes, ...], bytes]
 
@@ -26,16 +27,20 @@ class FreeSpan:
 
     @classmethod
     def of_grammar(cls, grammar: str) -> "FreeSpan | None":
-        """What the first line of a grammar says of it; None if it says nothing."""
+        """What the first line of a grammar says of it; None if it says nothing usable: clients write grammars too."""
         line = grammar.partition("\n")[0]
         if not line.startswith(FREE_TEXT):
             return None
         try:
             read = json.loads(line.removeprefix(FREE_TEXT))
-            texts = [[str(text).encode() for text in read[key]] for key in ("until", "marks")]
-            return cls(str(read["after"]).encode(), tuple(texts[0]), tuple(texts[1]))
-        except (ValueError, KeyError, TypeError):
+            until, marks = (tuple(str(text).encode() for text in read[key]) for key in ("until", "marks"))
+            after = str(read["after"]).encode()
+        except (ValueError, KeyError, TypeError, RecursionError):
             return None
+        # An empty mark would be found everywhere, for ever.
+        texts = (*until, *marks, after or b"-")
+        is_usable = 1 < len(texts) <= _MOST_MARKS and all(0 < len(text) <= _LONGEST_MARK for text in texts)
+        return cls(after, until, marks) if is_usable else None
 
 
 class FreeText:
