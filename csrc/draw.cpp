@@ -16,6 +16,7 @@
 namespace {
 
 constexpr double kColdest = 1e-6;  // below, fp32 cannot tell a temperature from greedy
+constexpr double kLightest = std::numeric_limits<float>::min();  // what is forbidden weighs nothing
 constexpr int64_t kFew = 1024;     // tokens that a nucleus rarely exceeds
 constexpr int64_t kDepth = 64;     // rows of the layout in which the whole distribution is drawn from
 
@@ -136,7 +137,7 @@ int64_t draw_nucleus(const float *x, int64_t size, float peak, float inverse, co
     int64_t count = 0;
     for (const int64_t spread : {kFew, size}) {
         const double light = 0.999 * (1 - draw->top_p) * total / static_cast<double>(spread);
-        const double floor = std::min(std::max(draw->min_p, light), 1.0);
+        const double floor = std::min(std::max({draw->min_p, light, kLightest}), 1.0);
         count = kernels->places_from(room->weights, size, static_cast<float>(floor), room->places);
         double mass = 0;
         for (int64_t i = 0; i < count; i++) {

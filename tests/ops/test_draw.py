@@ -125,3 +125,11 @@ def test_a_real_vocabulary_and_rows_of_all_kinds_together(native: None) -> None:
         for row, token, wish in zip(rows, ours, wishes, strict=True):
             twin = draw_one(row, wish)
             assert row[token] == pytest.approx(row[twin], abs=2e-3), name
+
+
+@pytest.mark.parametrize("wish", WISHES.values(), ids=WISHES)
+def test_what_has_no_weight_is_never_drawn_however_the_sums_round(native: None, wish: Wish) -> None:
+    row = logits(151_936, "holes")
+    uniforms = [0.0, 1 - 1e-15, float(np.nextafter(1, 0))]
+    drawn = draw(np.stack([row] * 3), [replace(wish, uniform=uniform) for uniform in uniforms])
+    assert np.isfinite(row[drawn]).all()
