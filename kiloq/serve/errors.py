@@ -117,7 +117,8 @@ def _field_problem(error: RequestValidationError) -> Problem:
     """All that is said of the first wrong field: a union complains once for each of its types."""
     found = [(_shown_path(one["loc"], error.body, is_missing=one["type"] == "missing"), one) for one in error.errors()]
     where, first = found[0]
-    message = " or: ".join(dict.fromkeys(one["msg"] for place, one in found if place == where))
+    told = (one["msg"].removeprefix("Value error, ") for place, one in found if place == where)
+    message = " or: ".join(dict.fromkeys(told))
     if first["type"] != "missing":
         message += f" (found {_kind(first['input'])})"
     return Problem(status=400, message=f"{where or 'the body'}: {message}.", param=where or None)
@@ -147,7 +148,7 @@ def _kind(value: object) -> str:
         case bool():
             return str(value).lower()
         case int() | float():
-            return f"{value:.40g}" if isinstance(value, float) else f"{value}"[:40]
+            return f"{value}"[:40]
         case str():
             return "a string"
         case Mapping():

@@ -12,6 +12,7 @@ def routes(service: Service) -> APIRouter:
     router = APIRouter(tags=["Operations"])
 
     @router.get("/health")
+    @router.head("/health", include_in_schema=False)  # what many probes ask with
     @router.get("/ping", include_in_schema=False)
     async def health() -> dict[str, str]:
         """200 when requests are answered; 503 while the server shuts down, or when the engine has failed."""

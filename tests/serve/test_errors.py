@@ -138,6 +138,19 @@ def test_a_message_never_repeats_the_prompt(client: httpx.Client) -> None:
     assert secret not in answer.text
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_tokens": 12.0}, "max_tokens: Input should be a valid integer (found 12.0)."),
+        ({"logit_bias": {"x": 1}}, "logit_bias: the keys must be token ids (found an object)."),
+    ],
+)
+def test_a_message_says_what_was_asked_in_plain_words(
+    client: httpx.Client, change: dict[str, object], message: str
+) -> None:
+    assert openai_error(post(client, json.dumps(HELLO | change)))["message"] == message
+
+
 def test_missing_fields_are_named(client: httpx.Client) -> None:
     answer = post(client, json.dumps({"model": "Qwen"}))
     assert openai_error(answer)["param"] == "messages"

@@ -66,6 +66,10 @@ def test_what_costs_nothing_is_open(keyed: Any, path: str) -> None:
     assert ASK.get(keyed.url + path).status_code == 200
 
 
+def test_probes_may_ask_for_the_head_alone(server: Any) -> None:
+    assert (ASK.head(server.url + "/health").status_code, ASK.head(server.url + "/health").content) == (200, b"")
+
+
 def test_keys_are_in_no_log(keyed: Any) -> None:
     ASK.get(keyed.url + "/v1/models?key=from-flag", headers={"authorization": "Bearer wrong-secret"})
     ASK.get(keyed.url + "/v1/models", headers={"authorization": "Bearer from-file"})
