@@ -9,6 +9,7 @@ _OBSERVATION = "\nObservation:"
 _INPUT = "\nAction Input:"
 _ACTION = re.compile(r"(?:\A\s*|\n)Action:")
 _FINAL = re.compile(r"(?:\A\s*|\n)Final Answer:")
+_DECIDING = ("Final Answer:", "Action Input:")  # before one of them is complete, no answer shows which way it goes
 
 
 class ReActReader(Reader):
@@ -23,6 +24,7 @@ class ReActReader(Reader):
         super().__init__(self._think, new_id)
         self._may_call = calls
         self._begun = False
+        self._searched = 0  # characters of a thought
         self._scan = ObjectScan()
 
     @property
@@ -34,6 +36,10 @@ class ReActReader(Reader):
         return self.step == self._input and self._scan.is_open
 
     def _think(self, last: bool) -> bool:
+        # A thought may be long and comes in small pieces: what was searched before is not searched again.
+        begin, self._searched = max(0, self._searched - len(_DECIDING[0])), len(self.text)
+        if not last and all(self.text.find(marker, begin) < 0 for marker in _DECIDING):
+            return False
         final, action = _FINAL.search(self.text), _ACTION.search(self.text) if self._may_call else None
         given = self.text.find(_INPUT, action.end()) if action else -1
         name = self.text[action.end() : given].strip() if action and given >= 0 else ""
