@@ -83,10 +83,35 @@ void make_model(Model *m, int32_t kind, int32_t cache_kind, Size size) {
     m->model = {kLayers, kHidden, kMlp, 1e-6f, 0, m->layers, m->embed.w, m->embed.w, m->gain.data()};
 }
 
+/* Low-rank updates of some of a model's matrices, of odd ranks. */
+struct Updates {
+    Matrix parts[kLayers][4][2];
+    kq_layer_updates layers[kLayers];
+    int64_t rank = 0;
+};
+
+void make_updates(Updates *u, const Model *m, int64_t rank) {
+    for (int64_t i = 0; i < kLayers; i++) {
+        kq_update *into[] = {&u->layers[i].qkv, &u->layers[i].out, &u->layers[i].gate_up, &u->layers[i].down};
+        for (int64_t j = 0; j < 4; j++) {
+            *into[j] = {};
+            if ((i + j + rank) % 3 == 0) continue;
+            const kq_weight *w = &m->parts[i][j].w;
+            make_matrix(&u->parts[i][j][0], KQ_BF16, 0, false, rank + j, w->k, false);
+            make_matrix(&u->parts[i][j][1], KQ_BF16, 0, false, w->n, rank + j, false);
+            *into[j] = {u->parts[i][j][0].w, u->parts[i][j][1].w};
+            u->rank = std::max(u->rank, rank + j);
+        }
+    }
+}
+
 void check_model(const char *backend, int32_t kind, int32_t cache_kind, Size size) {
     Model m;
     Sequences s;
     make_model(&m, kind, cache_kind, size);
+    Updates updates[2];  // the second has a larger rank than any matrix has columns
+    make_updates(&updates[0], &m, 1);
+    make_updates(&updates[1], &m, 2 * kMlp + 3);
     start_sequences(&s, 2, 128, size.rotary / 2, 16);
     const std::vector<std::vector<int64_t>> steps = {{40, 0}, {41, 35}, {75, 36}, {76, 37}, {76, 90}};
     for (const std::vector<int64_t> &stops : steps) {
@@ -95,10 +120,22 @@ void check_model(const char *backend, int32_t kind, int32_t cache_kind, Size siz
         for (int64_t &id : ids) id = below(kVocab);
         for (const kq_span &span : s.spans) wanted.push_back(span.first_row + span.stop - span.start - 1);
         std::vector<float> logits(wanted.size() * kVocab, NAN), hidden(wanted.size() * kHidden, NAN);
-        kq_step step = {ids.data(), s.places, static_cast<int64_t>(wanted.size()), wanted.data(), logits.data(), hidden.data()};
+        const int64_t split = s.places.rows / 2;  // in the middle of a sequence
+        const std::vector<kq_adapted> adapted = {{0, split, updates[0].rank, updates[0].layers},
+                                                 {split, s.places.rows - split, updates[1].rank, updates[1].layers}};
+        kq_step step = {ids.data(), s.places, static_cast<int64_t>(wanted.size()), wanted.data(), logits.data(),
+                        hidden.data(), 0, nullptr};
         expect(kq_run_step(&m.model, &step) == 0, "a step is refused", backend);
         for (const float x : logits) expect(std::isfinite(x), "a logit is no number", backend, kind, cache_kind);
         for (const float x : hidden) expect(std::isfinite(x), "a hidden number is none", backend, kind, cache_kind);
+        const std::vector<float> plain = logits;
+        step.adapted = adapted.data();
+        for (step.num_adapted = 2; step.num_adapted > 0; step.num_adapted--) {
+            expect(kq_run_step(&m.model, &step) == 0, "a step with updates is refused", backend);
+            for (const float x : logits) expect(std::isfinite(x), "an updated logit is no number", backend, kind, cache_kind);
+            expect(step.num_adapted == 1 || logits != plain, "updates change nothing", backend, kind, cache_kind);
+        }
+        step.num_adapted = 2;
         step.num_logits = 0;  // keys and values only: the same ones again
         expect(kq_run_step(&m.model, &step) == 0, "a step without logits is refused", backend);
         ids[0] = kVocab;

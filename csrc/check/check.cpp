@@ -65,6 +65,7 @@ int main() {
         check_linear(backend);
         check_attention(backend);
         check_step(backend);
+        check_draw(backend);
         std::printf("%s: sound\n", backend);
         std::fflush(stdout);
         checked++;

@@ -54,3 +54,4 @@ void check_pool(const char *backend);
 void check_linear(const char *backend);
 void check_attention(const char *backend);
 void check_step(const char *backend);
+void check_draw(const char *backend);

@@ -26,7 +26,7 @@ std::vector<float> product(const Matrix &m, const std::vector<float> &x, int64_t
 
 /* Of rows a that are lda apart from rows b that follow each other. */
 double distance(const float *a, int64_t lda, const std::vector<float> &b, int64_t columns) {
-    double apart = 0, length = 0.25 * static_cast<double>(b.size());  // a product of few numbers may be small by chance
+    double apart = 0, length = static_cast<double>(b.size());  // a product of few numbers may be small by chance
     for (size_t i = 0; i < b.size(); i++) {
         const auto row = static_cast<int64_t>(i) / columns, column = static_cast<int64_t>(i) % columns;
         apart += std::pow(static_cast<double>(a[row * lda + column]) - static_cast<double>(b[i]), 2);
