@@ -25,7 +25,7 @@ async def never() -> dict[str, Any]:
     raise AssertionError
 
 
-async def refused(*_: object) -> None:
+async def refused(_first: object, *_: object) -> None:
     raise AssertionError("nothing should be sent")
 
 
