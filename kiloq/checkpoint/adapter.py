@@ -23,7 +23,17 @@ from .weights import DTYPES, empty_model, parameter_shapes
 _PREFIX = "base_model.model."
 _LARGEST_RANK = 1024
 # What changes the arithmetic in a way that these files' other parts do not show.
-_REFUSED = ("use_dora", "fan_in_fan_out", "modules_to_save", "alora_invocation_tokens", "use_qalora", "lora_bias")
+_REFUSED = (
+    "use_dora",
+    "fan_in_fan_out",
+    "modules_to_save",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "lora_bias",
+    "layer_replication",
+)
+# Ways to begin that take a part out of the model's own weights, which the update gives back.
+_CHANGES_WEIGHTS = ("pissa", "corda", "olora")
 
 
 @dataclass(frozen=True)
@@ -57,12 +67,15 @@ def read_adapter(folder: str | Path, config: ModelConfig) -> dict[str, LowRank]:
     stored = {tensor.name: tensor for tensor in list_safetensors(file)}
     found: dict[str, list[tuple[Part, LowRank]]] = {}
     shapes = parameter_shapes(empty_model(config))
-    for part in parts(config, {name: shape for name, shape in shapes.items() if name.startswith("blocks.")}):
+    matrices = {name: shape for name, shape in shapes.items() if name.startswith("blocks.") and len(shape) == 2}
+    for part in parts(config, matrices):
         stem = part.tensor.removesuffix(".weight")
         down, up = (stored.pop(f"{_PREFIX}{stem}.lora_{x}.weight", None) for x in "AB")
-        if len(part.shape) == 2 and down is not None and up is not None:
+        if down is not None and up is not None:
             update = _read(down, up, part, scales, stem)
             found.setdefault(part.parameter.removesuffix(".weight"), []).append((part, update))
+        elif down is not None or up is not None:
+            raise CheckpointError(f"{file}: the update of {stem} has only one of lora_A and lora_B. Download it again.")
     if stored:
         name = min(stored)
         raise CheckpointError(
@@ -84,6 +97,12 @@ def _scales(folder: Path) -> _Scales:
     for key in _REFUSED:
         if raw.get(key):
             raise CheckpointError(f"{path}: {key} is {raw[key]!r}, which kiloq cannot serve; merge it into the model.")
+    begun = str(raw.get("init_lora_weights", True)).lower()
+    if begun.startswith(_CHANGES_WEIGHTS):
+        raise CheckpointError(
+            f"{path}: init_lora_weights is {begun!r}, which belongs to changed weights of the model. Save the adapter "
+            "with path_initial_model_for_weight_conversion, which makes a plain one of it."
+        )
     if raw.get("bias", "none") != "none":
         raise CheckpointError(f"{path}: bias is {raw['bias']!r}; kiloq serves adapters that train no bias.")
     patterns = raw.get("alpha_pattern") or {}
@@ -122,10 +141,10 @@ def _read(down: StoredTensor, up: StoredTensor, part: Part, scales: _Scales, ste
             raise CheckpointError(
                 f"{tensor.file}: tensor {tensor.name} is {tensor.dtype}; kiloq reads {', '.join(DTYPES)}."
             )
-    a, b = read_tensor(down).float(), read_tensor(up).float()
+    a, b = read_tensor(down).float(), read_tensor(up).float() * scales.of(stem, rank)
     if not (a.isfinite().all() and b.isfinite().all()):
         raise CheckpointError(f"{down.file}: the update of {stem} holds numbers that are not finite.")
-    return LowRank(a, b * scales.of(stem, rank))
+    return LowRank(a, b)
 
 
 def _fused(listed: list[tuple[Part, LowRank]], rows: int) -> LowRank:

@@ -156,6 +156,9 @@ BROKEN = {
     "biases": ({"bias": "all"}, "bias"),
     "whole modules": ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
     "no alpha": ({"lora_alpha": "x"}, "lora_alpha"),
+    "other depths": ({"layer_replication": [[0, 1]]}, "layer_replication"),
+    "changed weights": ({"init_lora_weights": "pissa_niter_16"}, "pissa"),
+    "no finite scale": ({"lora_alpha": 1e300}, "not finite"),
     "a costly pattern": ({"alpha_pattern": {"(a+)+$": 1}}, "alpha_pattern"),
 }
 
@@ -167,6 +170,27 @@ def test_what_cannot_be_served_is_refused_with_its_reason(fault: str, checkpoint
     path = tmp_path / "adapter" / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(CheckpointError, match=word):
+        read_adapter(tmp_path / "adapter", open_checkpoint(checkpoint).config)
+
+
+@pytest.mark.parametrize("half", ["lora_A", "lora_B"])
+def test_half_an_update_is_refused(half: str, checkpoint: Path, tmp_path: Path) -> None:
+    v1_adapter(checkpoint, tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if half in name)
+    save_file({other: tensor for other, tensor in tensors.items() if other != name}, file)
+    with pytest.raises(CheckpointError, match="only one of lora_A and lora_B"):
+        read_adapter(tmp_path / "adapter", open_checkpoint(checkpoint).config)
+
+
+def test_an_update_of_what_is_no_matrix_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    v1_adapter(checkpoint, tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    stem = "base_model.model.transformer.h.0.ln_1"
+    more = {f"{stem}.lora_A.weight": torch.ones(1, 1), f"{stem}.lora_B.weight": torch.ones(1, 1)}
+    save_file(load_file(file) | more, file)
+    with pytest.raises(CheckpointError, match=r"ln_1.*belongs to no linear layer"):
         read_adapter(tmp_path / "adapter", open_checkpoint(checkpoint).config)
 
 
