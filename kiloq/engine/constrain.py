@@ -83,7 +83,10 @@ class Grammars:
         grammar = self.compile(constraint)
         free = None if grammar.free is None else FreeText(grammar.free)
         vocabulary = _Answerable(self._tokenizer, self._vocab_size, tuple(i for i in stop_ids if i < self._vocab_size))
-        return Matcher(grammar, grammar.beginning.deep_copy(), free, vocabulary)
+        matcher = Matcher(grammar, grammar.beginning.deep_copy(), free, vocabulary)
+        if not matcher.allowed.any():
+            raise _refused(constraint, matcher.error or "only an empty answer matches it, and nothing ends that one.")
+        return matcher
 
     def _on_deep_stack(self, job: "Callable[[], LLMatcher]") -> "LLMatcher":
         with ThreadPoolExecutor(1) as executor:

@@ -144,12 +144,14 @@ def test_a_stop_string_ends_a_constrained_answer(lab):
         ("json_schema", "false", "false"),
         ("json_schema", '{"enum": []}', "empty"),
         ("json_schema", '{"$ref": "http://127.0.0.1/x"}', "http://127.0.0.1/x"),
+        ("lark", f"start: {IM_END}", "no token"),  # it ends the answer, so it is no part of one
+        ("choice", '[""]', "nothing ends"),
     ],
 )
 def test_a_grammar_that_cannot_be_used_is_refused_by_what_is_wrong(lab, kind, source, said):
     engine = lab.engine()
     with pytest.raises(RequestError, match=re.escape(said)):
-        engine.add([1], held(kind, source))
+        engine.add([1], held(kind, source, stop_ids=(lab.tokenizer().im_end_id,) if IM_END in source else ()))
     assert not engine.has_work
 
 
