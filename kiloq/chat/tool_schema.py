@@ -4,6 +4,7 @@ Where a tool lists its parameters, the list is taken for whole: what it does not
 Schema would allow it. Knows no tokens and no grammar.
 """
 
+import re
 from collections.abc import Mapping
 
 from kiloq.errors import RequestError
@@ -32,6 +33,9 @@ _LISTS = ("anyOf", "allOf", "oneOf", "prefixItems")
 _SINGLE = ("items", "additionalProperties", "not", "contains")
 # What lets a schema draw properties from elsewhere, so that its own list is not the whole of them.
 _OPEN = ("anyOf", "allOf", "oneOf", "$ref", "patternProperties", "additionalProperties", "unevaluatedProperties")
+
+# Look-around and back references: no regular expression, so no grammar can hold a text to it.
+_IRREGULAR = re.compile(r"\(\?<?[=!]|\\[1-9]")
 
 
 def arguments_schema(tool: Tool) -> Schema:
@@ -72,8 +76,10 @@ def _mapping(value: object) -> Mapping[str, object]:
 
 
 def _plain(value: Mapping[str, object]) -> Schema:
-    """The schema with its types named as JSON Schema names them, and its unknown types left out."""
+    """The schema with its types named as JSON Schema names them; what cannot be held is left out."""
     schema = dict(value)
+    if _IRREGULAR.search(str(schema.get("pattern", ""))):
+        del schema["pattern"]
     if not isinstance(schema.get("required", []), list):  # some mark each parameter instead
         del schema["required"]
     if "type" in schema:

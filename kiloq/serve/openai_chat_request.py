@@ -168,7 +168,9 @@ class ChatRequest(SamplingFields):
         for name in ("guided_json", "guided_regex", "guided_choice", "guided_grammar"):
             if getattr(self, name) is not None:
                 return name
-        return "functions" if self.is_legacy else "tools" if self.tools else "response_format"
+        if self._content() is not None:  # tools beside it are read leniently
+            return "response_format"
+        return "functions" if self.is_legacy else "tools"
 
     def _refuse_unsupported(self) -> None:
         extra = self.model_extra or {}
