@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 from kiloq.bench.machine import describe_machine
-from kiloq.bench.serve_clients import Ask, Target, closed_loop
+from kiloq.bench.serve_clients import Target, closed_loop
+from kiloq.bench.serve_exchange import Ask
 from kiloq.bench.serve_load import LengthMix, Wording, asks, parse_lengths
 from kiloq.bench.serve_process import cpu_seconds, kiloq_server
 from kiloq.bench.serve_run import Load, word_requests

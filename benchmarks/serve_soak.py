@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kiloq.bench.machine import describe_machine
-from kiloq.bench.serve_clients import Ask, Outcome, Target, closed_loop, fetch
+from kiloq.bench.serve_clients import Target, closed_loop, fetch
+from kiloq.bench.serve_exchange import Ask, Outcome
 from kiloq.bench.serve_load import PATHS, random_text, with_departures
 from kiloq.bench.serve_process import ServerProcess, kiloq_server, memory_bytes
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from kiloq.errors import ConfigError
 
-from .serve_clients import Ask
+from .serve_exchange import Ask
 
 PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 # A server that does not know these is asked without them: an exact length, the counts at the end of a stream.

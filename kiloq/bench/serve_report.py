@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .percentiles import percentile
-from .serve_clients import Outcome
+from .serve_exchange import Outcome
 from .tables import markdown
 
 STARVED = 3  # times the median wait for a first token

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 
 from kiloq.errors import KiloqError, RequestError
 
-from .serve_clients import Ask, Outcome, Target, closed_loop, fetch, open_loop
+from .serve_clients import Target, closed_loop, fetch, open_loop
+from .serve_exchange import Ask, Outcome
 from .serve_load import OPTIONAL, LengthMix, Wording, arrivals, asks, random_text, with_departures
 from .serve_process import cpu_seconds, memory_bytes
 from .serve_report import LoadFigures, load_figures

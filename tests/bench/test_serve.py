@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kiloq.bench.serve_clients import Ask, Outcome, Target, closed_loop, fetch
+from kiloq.bench.serve_clients import Target, closed_loop, fetch
+from kiloq.bench.serve_exchange import Ask, Outcome
 from kiloq.bench.serve_load import LengthMix
 from kiloq.bench.serve_process import ServerProcess, cpu_seconds, kiloq_server, memory_bytes
 from kiloq.bench.serve_run import Load, Progress, run_load

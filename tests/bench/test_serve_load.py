@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kiloq.bench.percentiles import percentile
-from kiloq.bench.serve_clients import Ask, Outcome
+from kiloq.bench.serve_exchange import Ask, Outcome
 from kiloq.bench.serve_load import (
     LengthMix,
     Wording,
