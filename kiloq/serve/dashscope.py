@@ -21,6 +21,7 @@ from .dialogue import AnswerDelta, Dialogue
 from .errors import ApiError
 from .http import EventStream, json_router, while_connected
 from .openai_embeddings import embed
+from .prompts import told_of
 from .service import Service
 
 _EVENT_STREAM = "text/event-stream"
@@ -49,7 +50,8 @@ def routes(service: Service) -> APIRouter:
             logprobs=llm.tokenizer if fields.logprobs else None,
         )
         task = request.task(llm.generation, llm.tokenizer, adapter=service.adapter_of(request.model))
-        dialogue = await Dialogue.open(service, task)
+        with told_of("input", f"parameters.{fields.held_by}"):
+            dialogue = await Dialogue.open(service, task)
         record.streams.append(dialogue.stream)
         if x_dashscope_sse == "enable" or accept == _EVENT_STREAM:
             on_error = partial(error_event, request_id=record.id)

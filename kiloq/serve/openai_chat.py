@@ -6,15 +6,13 @@ import uuid
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from kiloq.errors import ConstraintError
-
 from .access_log import record_of
 from .dialogue import Dialogue
-from .errors import ApiError, Problem
 from .http import EventStream, json_router, while_connected
 from .openai_chat_answer import Style, whole_answer
 from .openai_chat_chunks import ChunkWriter, chunks
 from .openai_chat_request import ChatRequest, StreamOptions
+from .prompts import told_of
 from .service import Service
 
 
@@ -30,10 +28,8 @@ def routes(service: Service) -> APIRouter:
         knows are ignored, and the header `x-kiloq-ignored` names them.
         """
         task = body.task(service.llm.generation, adapter=service.adapter_of(body.model))
-        try:
+        with told_of("messages", body.held_by):
             dialogue = await Dialogue.open(service, task)
-        except ConstraintError as error:
-            raise ApiError(Problem(status=400, message=f"{body.held_by}: {error}", param=body.held_by)) from error
         record_of(request.scope).streams.append(dialogue.stream)
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": body.model}
         logprobs = service.llm.tokenizer if body.logprobs else None

@@ -164,13 +164,9 @@ class ChatRequest(SamplingFields):
 
     @property
     def held_by(self) -> str:
-        """The field that says what the answer must look like."""
-        for name in ("guided_json", "guided_regex", "guided_choice", "guided_grammar"):
-            if getattr(self, name) is not None:
-                return name
-        if self._content() is not None:  # tools beside it are read leniently
-            return "response_format"
-        return "functions" if self.is_legacy else "tools"
+        """The field that says what the answer must look like; tools beside it are read leniently."""
+        form = "" if self._content() is None else "response_format"
+        return super().held_by or form or ("functions" if self.is_legacy else "tools")
 
     def _refuse_unsupported(self) -> None:
         extra = self.model_extra or {}

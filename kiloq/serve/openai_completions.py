@@ -63,7 +63,7 @@ def routes(service: Service) -> APIRouter:
         if len(prompts) * body.num_answers > most:
             asked = f"{len(prompts):,} prompts with {body.num_answers} answers each"
             raise refuse("prompt", f"the request has {asked}; one request may ask for {most} answers here.")
-        with told_of("prompt"):
+        with told_of("prompt", body.held_by):
             job = await while_connected(request, _open(service, body, prompts, adapter))
         record_of(request.scope).streams += job.streams
         if body.stream:

@@ -162,6 +162,11 @@ class ResponsesRequest(SamplingFields):
         if (self.n or 1) > 1:
             raise refuse("n", f"n is {self.n}, but a response is one answer; leave it out.")
 
+    @property
+    def held_by(self) -> str:
+        """The field that says what the answer must look like; tools beside it are read leniently."""
+        return super().held_by or ("tools" if self._content() is None else "text.format")
+
     def _content(self) -> Constraint | None:
         form = self.text.format if self.text is not None else None
         if form is None or form.type == "text":
@@ -185,7 +190,7 @@ def routes(service: Service) -> APIRouter:
         `truncation` never cuts: a conversation that is too long is an error.
         """
         task = body.task(service)
-        with told_of("input"):
+        with told_of("input", body.held_by):
             dialogue = await Dialogue.open(service, task)
         record_of(request.scope).streams.append(dialogue.stream)
         writer = ResponseWriter(body.head(task.params))

@@ -11,7 +11,7 @@ from functools import partial
 
 from pydantic.config import JsonDict
 
-from kiloq.errors import ContextLengthError
+from kiloq.errors import ConstraintError, ContextLengthError
 from kiloq.tokenizer import Tokenizer
 
 from .errors import ApiError, Problem, problem_of
@@ -51,12 +51,14 @@ def refuse(field: str, message: str) -> ApiError:
 
 
 @contextmanager
-def told_of(field: str) -> Iterator[None]:
-    """A prompt that is too long is a mistake in this field."""
+def told_of(field: str, held_by: str = "") -> Iterator[None]:
+    """A prompt that is too long is a mistake in this field; a form that no answer can be held to, in `held_by`."""
     try:
         yield
     except ContextLengthError as error:
         raise ApiError(replace(problem_of(error), param=field)) from error
+    except ConstraintError as error:
+        raise refuse(held_by, f"{held_by}: {error}") from error
 
 
 def kind_of(value: object) -> str:

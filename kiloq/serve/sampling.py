@@ -89,6 +89,11 @@ class SamplingFields(BaseModel):
         Annotated[Literal["auto", "none", "prompt-lookup", "draft"], Field(description="Extension: speed only.")] | None
     ) = None
 
+    @property
+    def held_by(self) -> str:
+        """The field that says what the answer must look like; empty if none does."""
+        return next((name for name in _GUIDES.values() if getattr(self, name) is not None), "")
+
     def ignored(self) -> dict[str, str]:
         """A header that names the fields nobody knows; empty if there are none."""
         unknown = [name for name in self.model_extra or {} if name not in self.NO_OPS]

@@ -230,6 +230,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "a", "stream_options": {"include_usage": True}}, "stream_options"),
     ({"prompt": "a", "temperature": "hot"}, "temperature"),
     ({"prompt": "a", "logit_bias": {"9999999": 1}}, "logit_bias"),
+    ({"prompt": "a", "guided_regex": "("}, "guided_regex"),
 ]
 
 

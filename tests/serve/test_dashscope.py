@@ -184,6 +184,7 @@ def test_models_are_listed_and_found_by_name(server: Any) -> None:
         ({"plugins": "pdf_extracter"}, 400, "InvalidParameter", "Plugin"),
         ({"messages": [{"role": "assistant", "content": "Hel", "partial": True}]}, 400, "InvalidParameter", "partial"),
         ({"n": 2, "result_format": "text"}, 400, "InvalidParameter", "result_format"),
+        ({"guided_regex": "("}, 400, "InvalidParameter", "parameters.guided_regex"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
