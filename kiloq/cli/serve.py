@@ -70,6 +70,8 @@ class DoorOptions:
         from kiloq.serve.auth import gathered_keys
         from kiloq.serve.service import ServeConfig
 
+        if not 0 < self.max_body < 1e6:
+            raise ConfigError(f"--max-body is {self.max_body:g} MB; it must be more than 0 and below 1,000,000.")
         return ServeConfig(
             host=self.host,
             port=self.port,

@@ -45,6 +45,8 @@ def test_help_opens_with_an_example_and_loads_no_torch() -> None:
         (["--max-queue", "-1"], "--max-queue"),
         (["--max-batch", "0"], "--max-batch"),
         (["--max-body", "0"], "--max-body"),
+        (["--max-body", "nan"], "--max-body"),
+        (["--max-body", "inf"], "--max-body"),
         (["--request-timeout", "0"], "--request-timeout"),
         (["--request-timeout", "nan"], "--request-timeout"),
         (["--drain-timeout", "-1"], "--drain-timeout"),
