@@ -74,6 +74,7 @@ def create_app(service: Service) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would name http:// behind a proxy that speaks TLS; OpenAI answers 404 too
     )
     for router in (routes(service) for routes in OPENAI):
         app.include_router(router)
