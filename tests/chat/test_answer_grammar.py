@@ -182,10 +182,8 @@ def check(reply: Reply, whole: Reply) -> None:
         assert call.arguments == whole.tool_calls[i].arguments
 
 
-@pytest.mark.parametrize(("fmt", "thinking", "required", "parallel", "content"), CASES)
-@settings(max_examples=60)
-@given(st.lists(st.integers(0, 2**16), max_size=40))
-def test_what_is_accepted_is_read_as_valid_calls_of_known_tools(fmt, thinking, required, parallel, content, choices):
+def grammar_of(fmt, thinking, required, parallel, content) -> str:
+    """Of one of the cases."""
     grammar = answer_grammar(
         fmt,
         tools=TOOLS,
@@ -194,6 +192,15 @@ def test_what_is_accepted_is_read_as_valid_calls_of_known_tools(fmt, thinking, r
         thinking=thinking,
         content=json_expression(content) if content else None,
     )
+    assert grammar is not None
+    return grammar
+
+
+@pytest.mark.parametrize(("fmt", "thinking", "required", "parallel", "content"), CASES)
+@settings(max_examples=60)
+@given(st.lists(st.integers(0, 2**16), max_size=40))
+def test_what_is_accepted_is_read_as_valid_calls_of_known_tools(fmt, thinking, required, parallel, content, choices):
+    grammar = grammar_of(fmt, thinking, required, parallel, content)
     writer = Writer(grammar)
     for choice in choices:
         if not writer.go_on(choice):
@@ -215,14 +222,7 @@ def test_what_is_accepted_is_read_as_valid_calls_of_known_tools(fmt, thinking, r
 @settings(max_examples=30)
 @given(st.lists(st.integers(0, 2**16), max_size=40))
 def test_what_is_remembered_of_free_text_is_what_the_grammar_says(fmt, thinking, required, parallel, content, choices):
-    grammar = answer_grammar(
-        fmt,
-        tools=TOOLS,
-        required=required,
-        parallel=parallel,
-        thinking=thinking,
-        content=json_expression(content) if content else None,
-    )
+    grammar = grammar_of(fmt, thinking, required, parallel, content)
     writer, matcher = Writer(grammar), grammars().matcher(Constraint("lark", grammar), ())
     for choice in choices:
         before = len(writer.text.encode())

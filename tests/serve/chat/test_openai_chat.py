@@ -8,18 +8,7 @@ import httpx
 import openai
 import pytest
 
-GENERATIONS = ("qwen1", "qwen2.5", "qwen3")
 HELLO: Any = [{"role": "user", "content": "Hello"}]
-
-
-@pytest.fixture(params=GENERATIONS)
-def url(request: pytest.FixtureRequest, start_server: Any) -> str:
-    return str(start_server(request.param).openai)
-
-
-@pytest.fixture
-def client(url: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=url, api_key="none", max_retries=0)
 
 
 def recited(*texts: str, **more: Any) -> dict[str, Any]:

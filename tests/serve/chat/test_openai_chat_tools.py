@@ -65,16 +65,6 @@ REACT_STYLE = [
 ]
 
 
-@pytest.fixture(params=GENERATIONS)
-def url(request: pytest.FixtureRequest, start_server: Any) -> str:
-    return str(start_server(request.param).openai)
-
-
-@pytest.fixture
-def client(url: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=url, api_key="none", max_retries=0)
-
-
 # -- the law of streams ------------------------------------------------------------------------------------------------
 
 

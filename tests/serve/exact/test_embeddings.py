@@ -4,7 +4,6 @@ import base64
 import json
 import math
 import struct
-from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -17,27 +16,6 @@ from kiloq.model import PackedAttend, ntk_alpha
 from kiloq.tokenizer import Tokenizer
 
 TEXTS = ["A cat sat on the mat.", "你好，世界", "x", "word " * 100]
-
-
-@pytest.fixture(scope="module")
-def server(start_server: Callable[..., Any]) -> Any:
-    """In fp32, as the oracle."""
-    return start_server("qwen1", "--dtype", "float32")
-
-
-@pytest.fixture(scope="module")
-def client(server: Any) -> openai.OpenAI:
-    return openai.OpenAI(base_url=server.openai, api_key="none", max_retries=0)
-
-
-@pytest.fixture(scope="module")
-def llm() -> LLM:
-    return LLM(dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(llm: LLM) -> Tokenizer:
-    return llm.tokenizer
 
 
 @torch.no_grad()
