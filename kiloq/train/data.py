@@ -33,9 +33,14 @@ class Batch:
     pieces: list[int]
 
     @property
-    def trained(self) -> int:
+    def count(self) -> int:
         """How many tokens carry a loss."""
         return int((self.targets != IGNORE).sum())
+
+    @property
+    def size(self) -> int:
+        """T."""
+        return len(self.ids)
 
 
 class TokenFolder:

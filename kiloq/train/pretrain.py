@@ -16,10 +16,13 @@ from kiloq.tokenizer import Tokenizer
 from kiloq.tokenizer.train import read_texts
 
 from .data import PackedBatches, TokenFolder, held_out_batches, write_tokens
+from .forward import Forward, Runtime
+from .objective import Watch, next_token
 from .optim import OptimConfig, with_steps
 from .recipe import to_toml
 from .run_folder import claim_folder, export
-from .trainer import BatchConfig, LoopConfig, Outcome, TrainConfig, Trainer
+from .settings import BatchConfig, LoopConfig, TrainConfig
+from .trainer import Outcome, Trainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,13 +86,19 @@ def pretrain(config: PretrainConfig) -> Outcome:
     )
     model = Transformer(model_config)
     model.init_weights(torch.Generator().manual_seed(config.seed))
+    forward = Forward(
+        model, Runtime.choose(config.loop), seq_len=config.batch.seq_len, checkpointing=config.loop.checkpointing
+    )
     trainer = Trainer(
-        model,
+        model.requires_grad_(True),
+        next_token(forward),
         stream,
         folder=folder,
         config=TrainConfig(batch=config.batch, optim=optim, loop=config.loop),
-        held={n: partial(held_out_batches, f, limit=config.loop.eval_tokens, **size) for n, f in held.items()},
-        notes=[f"{model_config.num_parameters:,} parameters, {stream.epoch_tokens:,} tokens an epoch", *changes],
+        watch=Watch(
+            held={n: partial(held_out_batches, f, limit=config.loop.eval_tokens, **size) for n, f in held.items()},
+            notes=[f"{model_config.num_parameters:,} parameters, {stream.epoch_tokens:,} tokens an epoch", *changes],
+        ),
     )
     outcome = trainer.run()
     if outcome == "finished":

@@ -14,11 +14,14 @@ from kiloq.errors import DataError
 
 from .conversations import read_conversations, refuse_faults
 from .data import Batch
+from .forward import Forward, Runtime
+from .objective import Watch, next_token
 from .optim import OptimConfig, with_steps
 from .recipe import to_toml
 from .run_folder import claim_folder, export
 from .samples import Long, Mask, PackedSamples, Sample, Samples
-from .trainer import BatchConfig, LoopConfig, Outcome, TrainConfig, Trainer
+from .settings import BatchConfig, LoopConfig, TrainConfig
+from .trainer import Outcome, Trainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,13 +94,19 @@ def sft(config: SftConfig) -> Outcome:
     )
     changes = claim_folder(folder, to_toml(config))
     model = load_dense(checkpoint, dtype=torch.float32)
+    forward = Forward(
+        model, Runtime.choose(config.loop), seq_len=config.batch.seq_len, checkpointing=config.loop.checkpointing
+    )
     trainer = Trainer(
-        model,
+        model.requires_grad_(True),
+        next_token(forward),
         stream,
         folder=folder,
         config=TrainConfig(batch=config.batch, optim=optim, loop=config.loop),
-        held={name: partial(_one_pass, packed, config.loop.eval_tokens) for name, packed in held.items()},
-        notes=[f"{samples.tally}; {len(stream):,} rows of an epoch {100 * stream.filled:.1f} % full", *changes],
+        watch=Watch(
+            held={name: partial(_one_pass, packed, config.loop.eval_tokens) for name, packed in held.items()},
+            notes=[f"{samples.tally}; {len(stream):,} rows of an epoch {100 * stream.filled:.1f} % full", *changes],
+        ),
     )
     outcome = trainer.run()
     if outcome == "finished":

@@ -1,4 +1,7 @@
-"""A run's state on disk: all that the next step depends on, replaced in one move so that a kill never harms it."""
+"""A run's state on disk: all that the next step depends on, replaced in one move so that a kill never harms it.
+
+Only what is trained is kept: a frozen base is in its own checkpoint.
+"""
 
 import os
 from dataclasses import dataclass
@@ -6,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kiloq.errors import CheckpointError
 
@@ -20,12 +23,17 @@ class Progress:
     seconds: float = 0.0
 
 
+def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """What the optimiser moves, by name; a tied matrix once."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
 def save_state(
-    path: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, stream: dict[str, Any]
+    path: Path, *, module: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, stream: dict[str, Any]
 ) -> None:
     """Write beside `path`, flush to the disk, then rename: a reader sees the old state or the new one, whole."""
     state = {
-        "model": model.state_dict(),
+        "model": {name: parameter.detach() for name, parameter in trained_parameters(module).items()},
         "optimizer": optimizer.state_dict(),
         "progress": vars(progress),
         "stream": stream,
@@ -43,14 +51,14 @@ def save_state(
 
 
 def load_state(
-    path: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer
+    path: Path, *, module: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[Progress, dict[str, Any]] | None:
-    """Fill model, optimizer and random generators from `path`; progress and stream state. None: no state yet."""
+    """Fill parameters, optimiser and random generators from `path`; progress and stream state. None: no state yet."""
     if not path.exists():
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(state["model"])
+        _fill(trained_parameters(module), state["model"])
         optimizer.load_state_dict(state["optimizer"])
     except (RuntimeError, KeyError, ValueError, EOFError) as error:
         raise CheckpointError(
@@ -60,3 +68,14 @@ def load_state(
     if "cuda_rng" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda_rng"])
     return Progress(**state["progress"]), state["stream"]
+
+
+def _fill(parameters: dict[str, nn.Parameter], saved: dict[str, Tensor]) -> None:
+    """Copy the saved values; ValueError where names or shapes differ."""
+    if differing := sorted(parameters.keys() ^ saved.keys()):
+        raise ValueError(f"{differing[0]} is only in one of the two")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if parameter.shape != saved[name].shape:
+                raise ValueError(f"{name} is {list(saved[name].shape)} there and {list(parameter.shape)} here")
+            parameter.copy_(saved[name])

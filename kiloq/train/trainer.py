@@ -1,119 +1,57 @@
-"""The one training loop: batches in, a trained model and a saved run out. Knows no text, recipe or file format."""
+"""The one training loop: batches in, trained parameters and a saved run out. Knows no text, recipe or method."""
 
-import importlib.util
 import math
-import shutil
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Generic, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kiloq.errors import ConfigError, NumericsError
-from kiloq.model import Transformer
 
-from .data import Batch
 from .journal import Journal
-from .losses import chunked_cross_entropy, softmax_loss
-from .optim import OptimConfig, clip_gradients, learning_rate, make_optimizer, set_learning_rate
-from .row_attend import RowAttend
+from .objective import B, Batches, Loss, Objective, Watch
+from .optim import learning_rate, make_optimizer, set_learning_rate
+from .parallel import Alone, Parallel
 from .run_folder import STATE_FILE
-from .state import Progress, load_state, save_state
+from .settings import TrainConfig
+from .state import Progress, load_state, save_state, trained_parameters
 
 Outcome = Literal["finished", "paused"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class BatchConfig:
-    """A step trains `accumulate` micro-batches of `tokens` flat tokens in rows of `seq_len`."""
+class Trainer(Generic[B]):
+    """One run in one folder. `run()` goes on from the saved state, if there is one.
 
-    seq_len: int = 512
-    tokens: int = 4096
-    accumulate: int = 1
-
-    def __post_init__(self) -> None:
-        if self.accumulate < 1 or self.seq_len < 2 or self.tokens % self.seq_len:
-            raise ConfigError(
-                f"batch.tokens is {self.tokens} and batch.seq_len {self.seq_len}; a micro-batch holds whole rows, "
-                "so tokens must be a multiple of seq_len, and accumulate at least 1."
-            )
-
-    @property
-    def step_tokens(self) -> int:
-        """Tokens of one optimiser step."""
-        return self.tokens * self.accumulate
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoopConfig:
-    """How a run goes about its steps; nothing here changes what is learned, except `precision`."""
-
-    device: str = "auto"
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    compile: Literal["auto", "on", "off"] = "auto"
-    checkpointing: bool = False
-    log_every: int = 10
-    eval_every: int = 250
-    eval_tokens: int = 65_536
-    save_every: int = 250
-    max_minutes: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """What the loop needs to know of a recipe."""
-
-    batch: BatchConfig
-    optim: OptimConfig
-    loop: LoopConfig
-
-
-class Batches(Protocol):
-    """An endless stream of batches whose place can be saved."""
-
-    def next_batch(self) -> Batch: ...
-    def state(self) -> dict[str, Any]: ...
-    def restore(self, state: dict[str, Any]) -> None: ...
-
-
-Held = Mapping[str, Callable[[], Iterable[Batch]]]
-"""Held-out sets: name -> a function that gives its batches from the start."""
-
-
-class Trainer:
-    """One run in one folder. `run()` goes on from the saved state, if there is one."""
+    What of `module` requires gradients is trained, and nothing else is saved; `objective` holds the same module.
+    """
 
     def __init__(
         self,
-        model: Transformer,
-        batches: Batches,
+        module: nn.Module,
+        objective: Objective[B],
+        batches: Batches[B],
         *,
         folder: Path,
         config: TrainConfig,
-        held: Held | None = None,
-        notes: Sequence[str] = (),
+        watch: Watch[B] | None = None,
+        parallel: Parallel | None = None,
     ) -> None:
         self.batch, self.optim, self.loop = config.batch, config.optim, config.loop
-        self.device = choose_device(self.loop.device)
-        self.dtype = choose_precision(self.loop.precision, self.device)
-        self.model = model.to(self.device).requires_grad_(True).train()
-        self.model.checkpointing = self.loop.checkpointing
-        self.batches, self.folder, self.held = batches, folder, held or {}
-        self.optimizer = make_optimizer(model, self.optim)
-        self.notes = notes  # told at the start and kept in the log
+        self.module, self.objective, self.batches = module.train(), objective, batches
+        self.folder, self.watch = folder, watch or Watch()
+        self.parallel = parallel or Alone()
+        if not trained_parameters(module):
+            raise ConfigError("no parameter is to be trained; the recipe freezes all of them.")
+        self.optimizer = make_optimizer(module, self.optim)
         self.progress = Progress()
         self.logged = Progress()  # where the last log line stood
         self.stop_asked = False
-        self.compiled = self.loop.compile == "on" or (self.loop.compile == "auto" and can_compile(self.device))
-        self.hidden, self.chunk_loss = model.forward, softmax_loss
-        if self.compiled:
-            self.hidden = torch.compile(model.forward, dynamic=False)
-            self.chunk_loss = torch.compile(softmax_loss, dynamic=False)
 
     @property
     def state_path(self) -> Path:
@@ -122,14 +60,14 @@ class Trainer:
     def run(self) -> Outcome:
         """Train until the last step, the time limit or a signal; the state is saved whichever comes first."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        saved = load_state(self.state_path, model=self.model, optimizer=self.optimizer)
+        saved = load_state(self.state_path, module=self.module, optimizer=self.optimizer)
         if saved is not None:
             self.progress, stream = saved
             self.batches.restore(stream)
         self.logged = replace(self.progress)
         started = time.monotonic()
         with Journal(self.folder, step=self.progress.step) as journal, self._stopping_on_signals():
-            for note in self.notes:
+            for note in self.watch.notes:
                 journal.note(self.progress.step, note)
             while self.progress.step < self.optim.steps:
                 self._step(journal)
@@ -146,81 +84,79 @@ class Trainer:
         """Put the whole state on disk."""
         save_state(
             self.state_path,
-            model=self.model,
+            module=self.module,
             optimizer=self.optimizer,
             progress=self.progress,
             stream=self.batches.state(),
         )
 
-    def evaluate(self) -> dict[str, float]:
-        """Mean loss per trained token of each held-out set."""
-        self.model.eval()
-        losses = {}
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """Of each held-out set: the mean loss, and what else the objective measures."""
+        self.module.eval()
+        means = {}
         with torch.no_grad():
-            for name, batches in self.held.items():
-                total, trained = 0.0, 0
+            for name, batches in self.watch.held.items():
+                sums, count = _Sums(), 0
                 for batch in batches():
-                    total += self._loss(batch).item()
-                    trained += batch.trained
-                losses[name] = total / max(1, trained)
-        self.model.train()
-        return losses
+                    sums.add(self.objective(batch))
+                    count += batch.count
+                means[name] = self._means(sums, *self.parallel.total([count]))
+        self.module.train()
+        return means
 
     def _step(self, journal: Journal) -> None:
         began = time.monotonic()
         step, loop = self.progress.step, self.loop
         rate = learning_rate(self.optim, step)
         set_learning_rate(self.optimizer, rate)
-        micro = [self.batches.next_batch() for _ in range(self.batch.accumulate)]
+        micro = [self.batches.next_batch() for _ in range(self.batch.accumulate // self.parallel.world)]
         # One count for the whole step: the mean over its tokens, however they are split (transformers#34191).
-        trained = max(1, sum(batch.trained for batch in micro))
-        loss = 0.0
-        for batch in micro:
-            part = self._loss(batch) / trained
-            part.backward()  # type: ignore[no-untyped-call]
-            loss += part.item()
-        norm = clip_gradients(self.model.parameters(), self.optim.clip)
-        if not math.isfinite(loss) or not math.isfinite(norm):
+        count, size = self.parallel.total([sum(x.count for x in micro), sum(x.size for x in micro)])
+        sums = _Sums()
+        for number, batch in enumerate(micro, 1):
+            with self.parallel.gathering(self.module, is_last=number == len(micro)):
+                loss = self.objective(batch)
+                (loss.total / max(1, count)).backward()  # type: ignore[no-untyped-call]
+            sums.add(loss)
+        means = self._means(sums, count)
+        norm = self.parallel.clip(self.module.parameters(), self.optim.clip)
+        if not math.isfinite(means["loss"]) or not math.isfinite(norm):
             raise NumericsError(
-                f"step {step + 1:,}: loss is {loss}, gradient norm {norm}. The last good state is in "
+                f"step {step + 1:,}: loss is {means['loss']}, gradient norm {norm}. The last good state is in "
                 f"{self.state_path}; lower optim.lr or use loop.precision = fp32, then run again."
             )
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.progress.step = step = step + 1
-        self.progress.tokens += self.batch.step_tokens
+        self.progress.tokens += round(size)
         self.progress.seconds += time.monotonic() - began
         if step % loop.log_every == 0 or step in (1, self.optim.steps):
-            self._log(journal, loss=loss, lr=rate, grad_norm=norm)
-        if self.held and (step % loop.eval_every == 0 or step == self.optim.steps):
-            losses = self.evaluate()
-            journal.write(step, {f"eval/{name}": value for name, value in losses.items()})
-            journal.say(f"step {step:,}  held out  " + "  ".join(f"{n} {v:.3f}" for n, v in losses.items()))
+            self._log(journal, means, lr=rate, grad_norm=norm)
+        if self.watch.held and (step % loop.eval_every == 0 or step == self.optim.steps):
+            self._report_held(journal)
         if step % loop.save_every == 0:
             self.save()
 
-    def _loss(self, batch: Batch) -> Tensor:
-        """Summed loss of one micro-batch."""
-        ids, targets, positions = (x.to(self.device) for x in (batch.ids, batch.targets, batch.positions))
-        attend = RowAttend(
-            batch.pieces,
-            self.model.config.windows,
-            seq_len=self.batch.seq_len,
-            dtype=self.dtype,
-            device=self.device,
-            block=256 if self.compiled and self.device == "cpu" else None,
-        )
-        with torch.autocast(torch.device(self.device).type, self.dtype, enabled=self.dtype != torch.float32):
-            hidden = self.hidden(ids, self.model.rotation(positions), attend).to(self.dtype)
-        return chunked_cross_entropy(hidden, head_weight(self.model), targets, chunk_loss=self.chunk_loss)
+    def _means(self, sums: "_Sums", count: float) -> dict[str, float]:
+        totals = self.parallel.total(sums.values())
+        return {name: total / max(1, count) for name, total in zip(sums.names(), totals, strict=True)}
 
-    def _log(self, journal: Journal, *, loss: float, lr: float, grad_norm: float) -> None:
+    def _report_held(self, journal: Journal) -> None:
+        step, measured = self.progress.step, self.evaluate()
+        for name, means in measured.items():
+            journal.write(step, {f"eval/{name}" + (f"/{k}" if k != "loss" else ""): v for k, v in means.items()})
+        losses = "  ".join(f"{name} {means['loss']:.3f}" for name, means in measured.items())
+        journal.say(f"step {step:,}  held out  {losses}")
+        for sample in self.watch.samples():
+            journal.note(step, sample)
+
+    def _log(self, journal: Journal, means: dict[str, float], *, lr: float, grad_norm: float) -> None:
         speed = (self.progress.tokens - self.logged.tokens) / (self.progress.seconds - self.logged.seconds)
         self.logged = replace(self.progress)
         journal.write(
             self.progress.step,
             {
-                "loss": loss,
+                **means,
                 "lr": lr,
                 "grad_norm": grad_norm,
                 "tokens": self.progress.tokens,
@@ -228,8 +164,9 @@ class Trainer:
                 "seconds": round(self.progress.seconds, 3),
             },
         )
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
         journal.say(
-            f"step {self.progress.step:,}/{self.optim.steps:,}  loss {loss:.3f}  lr {lr:.1e}  norm {grad_norm:.2f}  "
+            f"step {self.progress.step:,}/{self.optim.steps:,}  {shown}  lr {lr:.1e}  norm {grad_norm:.2f}  "
             f"{speed / 1000:.1f}k tok/s  {self.progress.tokens / 1e6:.2f}M tokens"
         )
 
@@ -250,27 +187,19 @@ class Trainer:
                 signal.signal(number, handler)
 
 
-def head_weight(model: Transformer) -> Tensor:
-    """The matrix behind `model.head`: its own, or the embedding's."""
-    return model.get_parameter("embed.weight" if model.config.tie_embeddings else "head.weight")
+class _Sums:
+    """The loss and the measures of a step's micro-batches, added up where they were computed: no wait for a GPU."""
 
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
 
-def choose_device(name: str) -> str:
-    """The device of a run: "auto" takes the GPU where there is one."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    def add(self, loss: Loss) -> None:
+        for name, value in (("loss", loss.total), *loss.measures.items()):
+            exact = value.detach().double()
+            self.sums[name] = self.sums[name] + exact if name in self.sums else exact
 
+    def names(self) -> list[str]:
+        return list(self.sums)
 
-def can_compile(device: str) -> bool:
-    """True where torch.compile has what it needs: a C++ compiler, or Triton for a GPU."""
-    if device == "cpu":
-        return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
-    return importlib.util.find_spec("triton") is not None
-
-
-def choose_precision(name: str, device: str) -> torch.dtype:
-    """bf16 or fp32; "auto" takes bf16 where the processor multiplies it in hardware (GPU, AMX), else fp32."""
-    if name != "auto":
-        return torch.bfloat16 if name == "bf16" else torch.float32
-    if device.startswith("cuda"):
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+    def values(self) -> Tensor:
+        return torch.stack(list(self.sums.values()))

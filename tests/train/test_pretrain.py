@@ -15,7 +15,7 @@ from kiloq.errors import ConfigError, DataError
 from kiloq.train.optim import OptimConfig
 from kiloq.train.pretrain import PretrainConfig, ShapeConfig, TextSource, pretrain
 from kiloq.train.recipe import load_recipe, to_toml
-from kiloq.train.trainer import BatchConfig, LoopConfig
+from kiloq.train.settings import BatchConfig, LoopConfig
 
 TEXT = ["The fox ran home. ", "The owl sat still. ", "狐狸回家了。", "여우가 집에 갔다. "]
 

@@ -13,8 +13,8 @@ from kiloq.tokenizer import Tokenizer
 from kiloq.train.optim import OptimConfig
 from kiloq.train.pretrain import ShapeConfig, qwen1_config
 from kiloq.train.run_folder import export
+from kiloq.train.settings import BatchConfig, LoopConfig
 from kiloq.train.sft import AnswerConfig, ChatSource, HeldOut, SftConfig, sft
-from kiloq.train.trainer import BatchConfig, LoopConfig
 
 TALK = {"hi": "Hello!", "你好": "你好！", "안녕": "안녕!", "1+1?": "2"}
 

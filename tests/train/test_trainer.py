@@ -1,6 +1,6 @@
 import json
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +11,12 @@ import torch
 from kiloq.errors import CheckpointError, ConfigError, DataError, NumericsError
 from kiloq.model import Transformer
 from kiloq.train.data import Batch, PackedBatches, TokenFolder, held_out_batches, write_tokens
+from kiloq.train.forward import Forward, Runtime
+from kiloq.train.objective import Watch, next_token
 from kiloq.train.optim import OptimConfig
+from kiloq.train.settings import BatchConfig, LoopConfig, TrainConfig
 from kiloq.train.state import load_state, save_state
-from kiloq.train.trainer import BatchConfig, Held, LoopConfig, TrainConfig, Trainer
+from kiloq.train.trainer import Trainer
 
 LOOP = LoopConfig(device="cpu", precision="fp32", compile="off", log_every=1, save_every=3)
 OPTIM = OptimConfig(lr=1e-2, steps=8, warmup_steps=2)
@@ -27,24 +30,27 @@ def corpus(tmp_path: Path) -> TokenFolder:
 
 
 @pytest.fixture
-def make_trainer(tmp_path: Path, corpus: TokenFolder, make_model: Callable[..., Transformer]) -> Callable[..., Trainer]:
+def make_trainer(
+    tmp_path: Path, corpus: TokenFolder, make_model: Callable[..., Transformer]
+) -> Callable[..., Trainer[Batch]]:
     def make(
         name: str = "run",
         *,
         batch: BatchConfig = BatchConfig(seq_len=16, tokens=64),  # noqa: B008  # frozen
         optim: OptimConfig = OPTIM,
         loop: LoopConfig = LOOP,
-        held: Held | None = None,
-        notes: Sequence[str] = (),
-    ) -> Trainer:
+        watch: Watch[Batch] | None = None,
+    ) -> Trainer[Batch]:
         stream = PackedBatches([(corpus, 1.0)], seq_len=batch.seq_len, tokens=batch.tokens, seed=0)
         config = TrainConfig(batch=batch, optim=optim, loop=loop)
-        return Trainer(make_model(), stream, folder=tmp_path / name, config=config, held=held, notes=notes)
+        model = make_model()
+        forward = Forward(model, Runtime.choose(loop), seq_len=batch.seq_len, checkpointing=loop.checkpointing)
+        return Trainer(model, next_token(forward), stream, folder=tmp_path / name, config=config, watch=watch)
 
     return make
 
 
-def curve(trainer: Trainer) -> dict[int, float]:
+def curve(trainer: Trainer[Batch]) -> dict[int, float]:
     """Step -> loss, from the log on disk."""
     lines = map(json.loads, (trainer.folder / "log.jsonl").read_text(encoding="utf-8").splitlines())
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
@@ -58,7 +64,7 @@ class BrokenOffError(Exception):
     pass
 
 
-def break_off(trainer: Trainer, *, at: int) -> None:
+def break_off(trainer: Trainer[Batch], *, at: int) -> None:
     """Run until the batch of step `at` is asked for; nothing is saved then, as when the machine goes down."""
     following = trainer.batches.next_batch
     left = iter(range(at - 1 - trainer.progress.step))
@@ -73,14 +79,14 @@ def break_off(trainer: Trainer, *, at: int) -> None:
         trainer.run()
 
 
-def test_the_loss_falls(make_trainer: Callable[..., Trainer]) -> None:
+def test_the_loss_falls(make_trainer: Callable[..., Trainer[Batch]]) -> None:
     trainer = make_trainer(optim=replace(OPTIM, steps=60))
     assert trainer.run() == "finished"
     losses = curve(trainer)
     assert losses[60] < losses[1] - 0.5
 
 
-def test_bf16_learns_what_fp32_learns(make_trainer: Callable[..., Trainer]) -> None:
+def test_bf16_learns_what_fp32_learns(make_trainer: Callable[..., Trainer[Batch]]) -> None:
     runs = [
         make_trainer(kind, loop=replace(LOOP, precision=kind), optim=replace(OPTIM, steps=60))
         for kind in ("fp32", "bf16")
@@ -90,10 +96,10 @@ def test_bf16_learns_what_fp32_learns(make_trainer: Callable[..., Trainer]) -> N
     exact, rough = map(curve, runs)
     assert rough != exact  # the products did run in bf16
     assert max(abs(rough[step] - exact[step]) for step in exact) < 0.05
-    assert all(parameter.dtype == torch.float32 for parameter in runs[1].model.parameters())
+    assert all(parameter.dtype == torch.float32 for parameter in runs[1].module.parameters())
 
 
-def test_a_broken_run_goes_on_with_the_same_losses_and_weights(make_trainer: Callable[..., Trainer]) -> None:
+def test_a_broken_run_goes_on_with_the_same_losses_and_weights(make_trainer: Callable[..., Trainer[Batch]]) -> None:
     straight = make_trainer("straight")
     straight.run()
     break_off(make_trainer("broken"), at=6)  # saved at 3: steps 4 and 5 are lost and done again
@@ -101,19 +107,19 @@ def test_a_broken_run_goes_on_with_the_same_losses_and_weights(make_trainer: Cal
     assert resumed.run() == "finished"
     assert curve(resumed) == curve(straight)
     assert list(curve(resumed)) == list(range(1, 9))
-    assert weights_equal(resumed.model, straight.model)
+    assert weights_equal(resumed.module, straight.module)
 
 
-def test_a_run_that_is_done_only_says_so(make_trainer: Callable[..., Trainer]) -> None:
+def test_a_run_that_is_done_only_says_so(make_trainer: Callable[..., Trainer[Batch]]) -> None:
     first = make_trainer()
     first.run()
     again = make_trainer()
     assert again.run() == "finished"
-    assert weights_equal(first.model, again.model)
+    assert weights_equal(first.module, again.module)
     assert len(curve(again)) == 8
 
 
-def test_the_time_limit_pauses_and_the_same_command_goes_on(make_trainer: Callable[..., Trainer]) -> None:
+def test_the_time_limit_pauses_and_the_same_command_goes_on(make_trainer: Callable[..., Trainer[Batch]]) -> None:
     straight = make_trainer("straight")
     straight.run()
     paused = make_trainer("paused", loop=replace(LOOP, max_minutes=0.0))
@@ -124,7 +130,7 @@ def test_the_time_limit_pauses_and_the_same_command_goes_on(make_trainer: Callab
     assert curve(resumed) == curve(straight)
 
 
-def test_a_signal_saves_before_it_stops(make_trainer: Callable[..., Trainer]) -> None:
+def test_a_signal_saves_before_it_stops(make_trainer: Callable[..., Trainer[Batch]]) -> None:
     trainer = make_trainer()
     following = trainer.batches.next_batch
 
@@ -140,7 +146,7 @@ def test_a_signal_saves_before_it_stops(make_trainer: Callable[..., Trainer]) ->
     assert list(curve(resumed)) == list(range(1, 9))
 
 
-def test_four_small_batches_make_the_step_of_one_large(make_trainer: Callable[..., Trainer]) -> None:
+def test_four_small_batches_make_the_step_of_one_large(make_trainer: Callable[..., Trainer[Batch]]) -> None:
     # Not to the last bit: a product over 256 rows adds up in another order than four over 64.
     one = make_trainer("one", batch=BatchConfig(seq_len=16, tokens=256))
     four = make_trainer("four", batch=BatchConfig(seq_len=16, tokens=64, accumulate=4))
@@ -150,23 +156,23 @@ def test_four_small_batches_make_the_step_of_one_large(make_trainer: Callable[..
         assert curve(four)[step] == pytest.approx(loss, abs=1e-6)
 
 
-def test_recomputing_blocks_changes_nothing(make_trainer: Callable[..., Trainer]) -> None:
+def test_recomputing_blocks_changes_nothing(make_trainer: Callable[..., Trainer[Batch]]) -> None:
     plain, frugal = make_trainer("plain"), make_trainer("frugal", loop=replace(LOOP, checkpointing=True))
     for trainer in (plain, frugal):
         trainer.run()
     assert curve(plain) == curve(frugal)
-    assert weights_equal(plain.model, frugal.model)
+    assert weights_equal(plain.module, frugal.module)
 
 
 def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_state(
-    make_trainer: Callable[..., Trainer],
+    make_trainer: Callable[..., Trainer[Batch]],
 ) -> None:
     trainer = make_trainer()
     following = trainer.batches.next_batch
 
     def next_batch() -> Batch:
         if trainer.progress.step == 4:
-            trainer.model.norm.weight.data.fill_(torch.nan)
+            trainer.module.norm.weight.data.fill_(torch.nan)
         return following()
 
     trainer.batches.next_batch = next_batch  # type: ignore[method-assign]
@@ -176,16 +182,16 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_state(
     assert resumed.run() == "finished"
     straight = make_trainer("straight")
     straight.run()
-    assert weights_equal(resumed.model, straight.model)
+    assert weights_equal(resumed.module, straight.module)
 
 
 def test_held_out_loss_is_logged_and_does_not_disturb_training(
-    make_trainer: Callable[..., Trainer], corpus: TokenFolder
+    make_trainer: Callable[..., Trainer[Batch]], corpus: TokenFolder
 ) -> None:
     def held() -> Iterator[Batch]:
         return held_out_batches([corpus], seq_len=16, tokens=64, limit=128)
 
-    watched = make_trainer("watched", held={"zh": held}, loop=replace(LOOP, eval_every=3))
+    watched = make_trainer("watched", watch=Watch(held={"zh": held}), loop=replace(LOOP, eval_every=3))
     plain = make_trainer("plain")
     for trainer in (watched, plain):
         trainer.run()
@@ -196,8 +202,8 @@ def test_held_out_loss_is_logged_and_does_not_disturb_training(
     assert curve(watched) == curve(plain)
 
 
-def test_each_step_logs_what_people_ask_for(make_trainer: Callable[..., Trainer]) -> None:
-    trainer = make_trainer(notes=["seven parameters"])
+def test_each_step_logs_what_people_ask_for(make_trainer: Callable[..., Trainer[Batch]]) -> None:
+    trainer = make_trainer(watch=Watch(notes=["seven parameters"]))
     trainer.run()
     note, first, *_ = map(json.loads, (trainer.folder / "log.jsonl").read_text(encoding="utf-8").splitlines())
     assert note == {"step": 0, "note": "seven parameters"}
@@ -212,16 +218,16 @@ def test_another_batch_shape_than_rows_is_refused() -> None:
 
 
 def test_the_state_of_another_model_is_one_clear_error(
-    make_trainer: Callable[..., Trainer], make_model: Callable[..., Transformer]
+    make_trainer: Callable[..., Trainer[Batch]], make_model: Callable[..., Transformer]
 ) -> None:
     trainer = make_trainer()
     trainer.run()
     other = make_model(vocab_size=32)
     with pytest.raises(CheckpointError, match="does not fit this run"):
-        load_state(trainer.state_path, model=other, optimizer=torch.optim.AdamW(other.parameters()))
+        load_state(trainer.state_path, module=other, optimizer=torch.optim.AdamW(other.parameters()))
 
 
-def test_a_damaged_state_is_one_clear_error(make_trainer: Callable[..., Trainer]) -> None:
+def test_a_damaged_state_is_one_clear_error(make_trainer: Callable[..., Trainer[Batch]]) -> None:
     trainer = make_trainer()
     trainer.run()
     data = trainer.state_path.read_bytes()
@@ -232,7 +238,7 @@ def test_a_damaged_state_is_one_clear_error(make_trainer: Callable[..., Trainer]
 
 
 def test_a_save_that_breaks_off_leaves_the_state_before_it(
-    make_trainer: Callable[..., Trainer], tmp_path: Path
+    make_trainer: Callable[..., Trainer[Batch]], tmp_path: Path
 ) -> None:
     trainer = make_trainer()
     trainer.run()
@@ -245,7 +251,7 @@ def test_a_save_that_breaks_off_leaves_the_state_before_it(
     with pytest.raises(BrokenOffError):
         save_state(
             trainer.state_path,
-            model=trainer.model,
+            module=trainer.module,
             optimizer=trainer.optimizer,
             progress=trainer.progress,
             stream={"last": Unwritable()},
@@ -253,7 +259,7 @@ def test_a_save_that_breaks_off_leaves_the_state_before_it(
     assert trainer.state_path.read_bytes() == before
 
 
-def test_other_data_under_a_run_is_refused(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+def test_other_data_under_a_run_is_refused(make_trainer: Callable[..., Trainer[Batch]], tmp_path: Path) -> None:
     make_trainer().run()
     resumed = make_trainer()
     write_tokens(tmp_path / "other", [[1, 2, 3]], 64)
@@ -263,7 +269,7 @@ def test_other_data_under_a_run_is_refused(make_trainer: Callable[..., Trainer],
 
 
 @pytest.mark.slow
-def test_the_compiled_step_follows_the_plain_one(make_trainer: Callable[..., Trainer]) -> None:
+def test_the_compiled_step_follows_the_plain_one(make_trainer: Callable[..., Trainer[Batch]]) -> None:
     plain, compiled = make_trainer("plain"), make_trainer("compiled", loop=replace(LOOP, compile="on"))
     for trainer in (plain, compiled):
         trainer.run()
@@ -272,7 +278,7 @@ def test_the_compiled_step_follows_the_plain_one(make_trainer: Callable[..., Tra
 
 
 @pytest.mark.gpu
-def test_a_gpu_follows_the_processor(make_trainer: Callable[..., Trainer]) -> None:
+def test_a_gpu_follows_the_processor(make_trainer: Callable[..., Trainer[Batch]]) -> None:
     here, there = make_trainer("cpu"), make_trainer("gpu", loop=replace(LOOP, device="cuda"))
     for trainer in (here, there):
         trainer.run()

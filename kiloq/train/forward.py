@@ -1,0 +1,95 @@
+"""A Transformer over a batch as training runs it: on its device, in its precision, compiled where that pays."""
+
+import importlib.util
+import shutil
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kiloq.model import Transformer
+
+from .data import Batch
+from .losses import ChunkLoss, chunked_cross_entropy, softmax_loss
+from .row_attend import RowAttend
+from .settings import LoopConfig
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how a run computes: chosen once, before any weight is read."""
+
+    device: str
+    dtype: torch.dtype
+    compiled: bool
+
+    @classmethod
+    def choose(cls, loop: LoopConfig) -> "Runtime":
+        """What "auto" means on this machine."""
+        device = choose_device(loop.device)
+        compiled = loop.compile == "on" or (loop.compile == "auto" and can_compile(device))
+        return cls(device, choose_precision(loop.precision, device), compiled)
+
+
+class Forward:
+    """Runs `model` over batches of rows of `seq_len`. What an objective holds of each network that it needs.
+
+    Moves the model to the runtime's device. Weights keep their type; products run in the runtime's.
+    """
+
+    def __init__(self, model: Transformer, runtime: Runtime, *, seq_len: int, checkpointing: bool = False) -> None:
+        self.model = model.to(runtime.device)
+        self.model.checkpointing = checkpointing
+        self.runtime, self.seq_len = runtime, seq_len
+        self.chunk_loss: ChunkLoss = softmax_loss
+        self._hidden = model.__call__
+        if runtime.compiled:
+            self._hidden = torch.compile(model.forward, dynamic=False)
+            self.chunk_loss = torch.compile(softmax_loss, dynamic=False)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Hidden states after the final norm, [T, hidden_size] in the runtime's type."""
+        device, dtype = self.runtime.device, self.runtime.dtype
+        ids, positions = batch.ids.to(device), batch.positions.to(device)
+        attend = RowAttend(
+            batch.pieces,
+            self.model.config.windows,
+            seq_len=self.seq_len,
+            dtype=dtype,
+            device=device,
+            block=256 if self.runtime.compiled and device == "cpu" else None,
+        )
+        with torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
+            hidden: Tensor = self._hidden(ids, self.model.rotation(positions), attend).to(dtype)
+        return hidden
+
+    def cross_entropy(self, batch: Batch) -> Tensor:
+        """Summed over the batch's trained tokens, a scalar in fp32."""
+        targets = batch.targets.to(self.runtime.device)
+        return chunked_cross_entropy(self(batch), head_weight(self.model), targets, chunk_loss=self.chunk_loss)
+
+
+def head_weight(model: Transformer) -> Tensor:
+    """The matrix behind `model.head`: its own, or the embedding's."""
+    return model.get_parameter("embed.weight" if model.config.tie_embeddings else "head.weight")
+
+
+def choose_device(name: str) -> str:
+    """The device of a run: "auto" takes the GPU where there is one."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def can_compile(device: str) -> bool:
+    """True where torch.compile has what it needs: a C++ compiler, or Triton for a GPU."""
+    if device == "cpu":
+        return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+    return importlib.util.find_spec("triton") is not None
+
+
+def choose_precision(name: str, device: str) -> torch.dtype:
+    """bf16 or fp32; "auto" takes bf16 where the processor multiplies it in hardware (GPU, AMX), else fp32."""
+    if name != "auto":
+        return torch.bfloat16 if name == "bf16" else torch.float32
+    if device.startswith("cuda"):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32

@@ -1,0 +1,53 @@
+"""What any run may set: its batches, its optimiser, how it goes about its steps. Plain values; nothing is done here."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from kiloq.errors import ConfigError
+
+from .optim import OptimConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """A step trains `accumulate` micro-batches of `tokens` flat tokens in rows of `seq_len`, on all ranks together."""
+
+    seq_len: int = 512
+    tokens: int = 4096
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1 or self.seq_len < 2 or self.tokens % self.seq_len:
+            raise ConfigError(
+                f"batch.tokens is {self.tokens} and batch.seq_len {self.seq_len}; a micro-batch holds whole rows, "
+                "so tokens must be a multiple of seq_len, and accumulate at least 1."
+            )
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of one optimiser step."""
+        return self.tokens * self.accumulate
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How a run goes about its steps; nothing here changes what is learned, except `precision`."""
+
+    device: str = "auto"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    checkpointing: bool = False
+    log_every: int = 10
+    eval_every: int = 250
+    eval_tokens: int = 65_536
+    save_every: int = 250
+    max_minutes: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What the loop needs to know of a recipe."""
+
+    batch: BatchConfig
+    optim: OptimConfig
+    loop: LoopConfig
