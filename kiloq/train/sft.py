@@ -6,19 +6,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from kiloq.chat import chat_format_for
-from kiloq.checkpoint import Checkpoint, GenerationDefaults, load_dense, open_checkpoint
+from kiloq.checkpoint import Checkpoint, GenerationDefaults, open_checkpoint
 from kiloq.errors import DataError
 
 from .conversations import read_conversations, refuse_faults
 from .data import Batch
 from .forward import Forward, Runtime
+from .network import read_network, write_network
 from .objective import Watch, next_token
 from .optim import OptimConfig, with_steps
 from .recipe import to_toml
-from .run_folder import claim_folder, export
+from .run_folder import claim_folder
 from .samples import Long, Mask, PackedSamples, Sample, Samples
 from .settings import BatchConfig, LoopConfig, TrainConfig
 from .trainer import Outcome, Trainer
@@ -93,12 +92,12 @@ def sft(config: SftConfig) -> Outcome:
         step_tokens=config.batch.step_tokens,
     )
     changes = claim_folder(folder, to_toml(config))
-    model = load_dense(checkpoint, dtype=torch.float32)
+    model = read_network(checkpoint)
     forward = Forward(
         model, Runtime.choose(config.loop), seq_len=config.batch.seq_len, checkpointing=config.loop.checkpointing
     )
     trainer = Trainer(
-        model.requires_grad_(True),
+        model,
         next_token(forward),
         stream,
         folder=folder,
@@ -110,7 +109,7 @@ def sft(config: SftConfig) -> Outcome:
     )
     outcome = trainer.run()
     if outcome == "finished":
-        export(folder / "model", model, checkpoint.tokenizer, _answering(checkpoint, config.answer))
+        write_network(folder, model, checkpoint, _answering(checkpoint, config.answer))
     return outcome
 
 
