@@ -15,12 +15,14 @@ from kiloq.errors import ConfigError
 class OptimConfig:
     """AdamW (arXiv 1711.05101) under a warm-up and a cosine that ends at `floor` times the peak.
 
-    `steps` 0 means as many as the recipe's `epochs` take.
+    `steps` 0 means as many as the recipe's `epochs` take. `warmup_ratio`, where it is set, counts the steps that warm up
+    as a share of all.
     """
 
     lr: float
     steps: int = 0
     warmup_steps: int = 100
+    warmup_ratio: float | None = None
     floor: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
@@ -33,16 +35,17 @@ class OptimConfig:
                 f"optim has steps {self.steps}, lr {self.lr} and clip {self.clip}; lr and clip must be above zero, "
                 "steps zero or more."
             )
+        if self.warmup_ratio is not None and not 0 <= self.warmup_ratio < 1:
+            raise ConfigError(f"optim.warmup_ratio is {self.warmup_ratio}; it must be from 0 to below 1.")
 
 
 def with_steps(config: OptimConfig, epochs: float, *, epoch_tokens: int, step_tokens: int) -> OptimConfig:
-    """The configuration with its number of steps, counted from epochs where it is left open."""
-    if config.steps:
-        return config
-    steps = math.ceil(epochs * epoch_tokens / step_tokens)
+    """The configuration with its number of steps, counted from epochs where it is left open, and of those that warm up."""
+    steps = config.steps or math.ceil(epochs * epoch_tokens / step_tokens)
     if steps < 1:
         raise ConfigError(f"epochs is {epochs}; it must be above zero where optim.steps is not set.")
-    return dataclasses.replace(config, steps=steps)
+    warmup = config.warmup_steps if config.warmup_ratio is None else math.ceil(config.warmup_ratio * steps)
+    return dataclasses.replace(config, steps=steps, warmup_steps=warmup)
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:

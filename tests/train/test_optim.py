@@ -43,3 +43,10 @@ def test_steps_left_open_are_counted_from_epochs() -> None:
     assert with_steps(OptimConfig(lr=1.0, steps=5), 2.0, epoch_tokens=1050, step_tokens=100).steps == 5
     with pytest.raises(ConfigError, match="epochs is 0"):
         with_steps(config, 0.0, epoch_tokens=1050, step_tokens=100)
+
+
+def test_a_warm_up_can_be_a_share_of_the_steps() -> None:
+    config = OptimConfig(lr=1.0, warmup_ratio=0.01)
+    assert with_steps(config, 2.0, epoch_tokens=1000, step_tokens=10).warmup_steps == 2
+    with pytest.raises(ConfigError, match="warmup_ratio is 1"):
+        OptimConfig(lr=1.0, warmup_ratio=1.0)
