@@ -1,6 +1,8 @@
 """`kiloq train`: recipes to runs, and a look at the data first. Thin: the work is in kiloq.train."""
 
+import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +18,36 @@ Overrides = Annotated[
 ]
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What of a recipe changes from run to run."""
+
+    model: Annotated[str | None, Parameter(name=["--model", "-m"], help="Start from this folder or hub id.")] = None
+    data: Annotated[
+        list[Path] | None, Parameter(negative="", help="Learn from this file; may be repeated. Replaces the recipe's.")
+    ] = None
+    held: Annotated[
+        list[Path] | None, Parameter(negative="", help="Only score this file now and then; may be repeated.")
+    ] = None
+    out: Annotated[Path | None, Parameter(name=["--out", "-o"], help="The run's folder.")] = None
+    overrides: Overrides = ()
+
+    def settings(self) -> list[str]:
+        """As `a.b=value`, the later ones winning."""
+        found = []
+        if self.model is not None:
+            found.append(f"model={json.dumps(self.model)}")
+        if self.data is not None:
+            found.append(f"data=[{', '.join(f'{{path={json.dumps(str(path))}}}' for path in self.data)}]")
+        if self.held is not None:
+            rows = (f"{{name={json.dumps(path.stem)}, path={json.dumps(str(path))}}}" for path in self.held)
+            found.append(f"held=[{', '.join(rows)}]")
+        if self.out is not None:
+            found.append(f"out={json.dumps(str(self.out))}")
+        return [*found, *self.overrides]
+
+
 @app.command(help_prologue="Example: `kiloq train pretrain recipes/mini/pretrain.toml --set loop.max_minutes=10`")
 def pretrain(recipe: Path, /, *, overrides: Overrides = ()) -> None:
     """Train a base model from random weights. After a stop, the same command goes on where it was."""
@@ -26,13 +58,13 @@ def pretrain(recipe: Path, /, *, overrides: Overrides = ()) -> None:
     _say_outcome(pretrain(config), config.out)
 
 
-@app.command(help_prologue="Example: `kiloq train sft recipes/mini/sft.toml --set optim.lr=2e-4`")
-def sft(recipe: Path, /, *, overrides: Overrides = ()) -> None:
+@app.command(help_prologue="Example: `kiloq train sft recipes/finetune/lora.toml -m Qwen/Qwen3-0.6B --data chat.jsonl`")
+def sft(recipe: Path, /, *, options: RunOptions = RunOptions()) -> None:  # frozen
     """Fine-tune a model on conversations. After a stop, the same command goes on where it was."""
     from kiloq.train.recipe import load_recipe
     from kiloq.train.sft import SftConfig, sft
 
-    config = load_recipe(SftConfig, recipe, overrides)
+    config = load_recipe(SftConfig, recipe, options.settings())
     _say_outcome(sft(config), config.out)
 
 

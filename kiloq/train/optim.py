@@ -15,8 +15,8 @@ from kiloq.errors import ConfigError
 class OptimConfig:
     """AdamW (arXiv 1711.05101) under a warm-up and a cosine that ends at `floor` times the peak.
 
-    `steps` 0 means as many as the recipe's `epochs` take. `warmup_ratio`, where it is set, counts the steps that warm up
-    as a share of all.
+    `steps` 0 means as many as the recipe's `epochs` take. `warmup_ratio`, where it is set, is the share of all steps
+    that warm up.
     """
 
     lr: float
@@ -40,7 +40,7 @@ class OptimConfig:
 
 
 def with_steps(config: OptimConfig, epochs: float, *, epoch_tokens: int, step_tokens: int) -> OptimConfig:
-    """The configuration with its number of steps, counted from epochs where it is left open, and of those that warm up."""
+    """The configuration with its numbers of steps, and of those that warm up; both may be left open in the recipe."""
     steps = config.steps or math.ceil(epochs * epoch_tokens / step_tokens)
     if steps < 1:
         raise ConfigError(f"epochs is {epochs}; it must be above zero where optim.steps is not set.")

@@ -39,7 +39,7 @@ def parse_config(kind: type[Config], table: Mapping[str, object], where: str = "
         if name in table:
             values[name] = _convert(hints[name], table[name], f"{where}{name}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"{where}{name} is missing; the recipe must set it.")
+            raise ConfigError(f"{where}{name} is missing; set it in the recipe or with --set.")
     return kind(**values)
 
 
