@@ -35,6 +35,19 @@ def chunked_cross_entropy(
     return loss
 
 
+def token_log_probs(hidden: Tensor, weight: Tensor, targets: Tensor, *, rows: int | None = None) -> Tensor:
+    """log p(target) of every token under softmax(hidden @ weight.T), `rows` tokens at a time; 0 where it is IGNORE.
+
+    hidden: [T, h], weight: [V, h] (the head), targets: [T] with IGNORE -> [T] fp32. The products run in hidden's
+    dtype, the softmax in fp32. The gradients need each token's weight in the loss, which is not known yet, so the
+    backward pass computes a chunk's logits once more; of the forward pass it keeps one number for each token.
+    """
+    at = (targets >= 0).nonzero().squeeze(1)  # a prompt costs nothing
+    rows = rows or chunk_rows(len(weight), hidden.device)
+    found: Tensor = _TokenLogProbs.apply(hidden[at], weight, targets[at], rows)  # type: ignore[no-untyped-call]
+    return torch.zeros(len(targets), device=hidden.device).index_copy(0, at, found)
+
+
 def chunk_rows(vocab_size: int, device: torch.device) -> int:
     """Tokens of a chunk, a power of two: logits of about 8 MB in fp32, or 256 MB on a GPU, where launches cost more."""
     values = 2**21 if device.type == "cpu" else 2**26
@@ -75,3 +88,35 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         hidden_grad, weight_grad = ctx.saved_tensors
         return hidden_grad * upstream[0].to(hidden_grad.dtype), weight_grad * upstream[0], None, None, None
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, rows: int) -> Tensor:
+        head = weight.to(hidden.dtype)
+        picked, totals = (torch.empty(len(targets), device=hidden.device) for _ in range(2))
+        for start in range(0, len(targets), rows):
+            here = slice(start, start + rows)
+            logits = (hidden[here] @ head.t()).float()
+            totals[here] = torch.logsumexp(logits, dim=-1)
+            picked[here] = logits.gather(1, targets[here, None]).squeeze(1)
+        ctx.save_for_backward(hidden, weight, targets, totals)
+        ctx.rows = rows
+        return picked - totals
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        # d log p(t) / d logits = onehot(t) - softmax(logits)
+        hidden, weight, targets, totals = ctx.saved_tensors
+        head = weight.to(hidden.dtype)
+        hidden_grad = torch.empty_like(hidden)
+        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        for start in range(0, len(targets), ctx.rows):
+            here = slice(start, start + ctx.rows)
+            gradient = ((hidden[here] @ head.t()).float() - totals[here, None]).exp_().neg_()
+            gradient.scatter_add_(1, targets[here, None], torch.ones_like(totals[here, None]))
+            scaled = gradient.mul_(upstream[0][here, None]).to(hidden.dtype)
+            hidden_grad[here] = scaled @ head
+            if weight_grad is not None:
+                weight_grad += scaled.t() @ hidden[here]
+        return hidden_grad, None if weight_grad is None else weight_grad.to(weight.dtype), None, None

@@ -1,8 +1,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from kiloq.train.losses import IGNORE, chunked_cross_entropy
+from kiloq.train.losses import IGNORE, chunked_cross_entropy, token_log_probs
 
 
 @pytest.mark.parametrize("rows", [1, 7, 512])
@@ -42,3 +44,56 @@ def test_large_logits_do_not_overflow() -> None:
     hidden, weight = torch.full((2, 4), 1e4), torch.eye(4)
     loss = chunked_cross_entropy(hidden.requires_grad_(), weight, torch.tensor([0, 3]))
     torch.testing.assert_close(loss, 2 * torch.log(torch.tensor(4.0)))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 512])
+def test_token_log_probs_and_their_gradients_are_log_softmaxs(rows: int) -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(50, 16, requires_grad=True)
+    weight = torch.randn(33, 16, requires_grad=True)
+    targets, upstream = torch.randint(0, 33, (50,)), torch.randn(50)
+    targets[::3] = IGNORE
+    every = torch.log_softmax(hidden @ weight.t(), dim=-1).gather(1, targets.clamp(min=0)[:, None]).squeeze(1)
+    expected = torch.where(targets == IGNORE, 0.0, every)
+    wanted = torch.autograd.grad(expected, (hidden, weight), upstream)
+    found = token_log_probs(hidden, weight, targets, rows=rows)
+    got = torch.autograd.grad(found, (hidden, weight), upstream)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(got, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_frozen_head_gets_no_gradient_and_costs_none() -> None:
+    hidden, weight = torch.randn(4, 8, requires_grad=True), torch.randn(6, 8)
+    token_log_probs(hidden, weight, torch.tensor([0, 5, IGNORE, 2])).sum().backward()
+    assert weight.grad is None
+    assert hidden.grad is not None
+    assert hidden.grad.any(dim=1).tolist() == [True, True, False, True]
+
+
+def test_log_probs_add_up_to_the_cross_entropy() -> None:
+    torch.manual_seed(0)
+    hidden, weight, targets = torch.randn(20, 8), torch.randn(12, 8), torch.randint(0, 12, (20,))
+    targets[3] = IGNORE
+    torch.testing.assert_close(
+        -token_log_probs(hidden, weight, targets).sum(), chunked_cross_entropy(hidden, weight, targets)
+    )
+
+
+def test_the_whole_logits_never_exist() -> None:
+    # The largest tensor that any operation makes, forward or backward, is a chunk of logits or the head's gradient.
+    largest = 0
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            largest = max([largest, *(x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor))])
+            return out
+
+    tokens, width, vocab, rows = 512, 8, 1000, 16
+    hidden, weight = torch.randn(tokens, width, requires_grad=True), torch.randn(vocab, width, requires_grad=True)
+    targets = torch.randint(0, vocab, (tokens,))
+    with Watching():
+        token_log_probs(hidden, weight, targets, rows=rows).sum().backward()
+    assert largest == rows * vocab
