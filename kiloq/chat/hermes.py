@@ -9,7 +9,7 @@ from itertools import islice, takewhile
 from typing import Literal
 
 from .messages import Message, Tool
-from .turns import Part, Turn
+from .turns import Part, Turn, untrained
 
 # How a model thinks: never, when asked to (Qwen3), or before every answer (Qwen3-Thinking, QwQ). "off": it could, but
 # is asked not to in the whole conversation, so that each answer follows the empty thought that its prompt ended with.
@@ -42,7 +42,8 @@ def compose(
                 turns.append(Turn("user", _results(takewhile(lambda one: one.role == "tool", islice(rest, i, None)))))
         elif message.role == "assistant":
             shown = i > query and (i == len(rest) - 1 or bool(_split(message)[0]))
-            turns.append(Turn("assistant", _answer(message, thinking, show_thought=shown)))
+            parts = _answer(message, thinking, show_thought=shown)
+            turns.append(Turn("assistant", parts if message.trained else untrained(parts)))
         else:
             turns.append(Turn(message.role, (Part(message.content),)))
     return turns

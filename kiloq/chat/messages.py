@@ -42,7 +42,10 @@ class Tool:
 
 @dataclass(frozen=True, kw_only=True)
 class Message:
-    """One turn. `token_ids` are an answer's ids as generated, so that rendering it again gives the same ids."""
+    """One turn. `token_ids` are an answer's ids as generated, so that rendering it again gives the same ids.
+
+    An answer that is not `trained` is part of what training shows, and not of what it teaches.
+    """
 
     role: Role
     content: str
@@ -51,15 +54,16 @@ class Message:
     name: str | None = None
     tool_call_id: str | None = None
     token_ids: tuple[int, ...] | None = None
+    trained: bool = True
 
 
-def parse_messages(raw: object) -> tuple[Message, ...]:
+def parse_messages(raw: object, where: str = "messages") -> tuple[Message, ...]:
     """Read OpenAI-style messages: text or text parts, `tool_calls` or `function_call`. Message objects pass through."""
     if not isinstance(raw, Sequence) or isinstance(raw, str | bytes):
-        raise RequestError(f"messages is {_kind(raw)}; it must be a list of objects with role and content.")
+        raise RequestError(f"{where} is {_kind(raw)}; it must be a list of objects with role and content.")
     if not raw:
-        raise RequestError("messages is empty; at least one message is needed.")
-    return tuple(one if isinstance(one, Message) else _message(one, f"messages[{i}]") for i, one in enumerate(raw))
+        raise RequestError(f"{where} is empty; at least one message is needed.")
+    return tuple(one if isinstance(one, Message) else _message(one, f"{where}[{i}]") for i, one in enumerate(raw))
 
 
 def parse_tools(raw: object, where: str = "tools") -> tuple[Tool, ...]:

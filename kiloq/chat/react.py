@@ -5,12 +5,13 @@ Byte for byte the prompts of the published API server, so that v1 checkpoints se
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 from kiloq.errors import RequestError
 
 from .hermes import Thinking
 from .messages import Message, Tool
-from .turns import Part, Turn
+from .turns import Part, Turn, untrained
 
 STOP = ("Observation:",)  # the model writes it and must not go on to invent the result
 
@@ -50,7 +51,7 @@ def compose(
 
 
 def _plain(message: Message) -> Part:
-    trained = message.role == "assistant"
+    trained = message.role == "assistant" and message.trained
     if message.token_ids is not None:
         return Part(ids=message.token_ids, trained=trained)
     return Part(message.content, trained=trained, generated=trained)
@@ -65,7 +66,7 @@ def _with_tools(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Turn
             if last is None or last.role != "assistant":
                 raise RequestError(f"messages: a tool result (number {i + 1}) follows no assistant message.")
             # The stop word that ended a call is in its ids, if they are known.
-            asked = Part("\nObservation:", trained=True, generated=True)
+            asked = Part("\nObservation:", trained=last.parts[-1].trained, generated=True)
             result = (asked, Part(f" {_stripped(message.content)}"))
             more = (Part("\nThought:"),) if i == len(messages) - 1 else ()  # the answer goes on from here
             turns[-1] = Turn("assistant", (*last.parts, *result, *more), open=bool(more))
@@ -73,6 +74,7 @@ def _with_tools(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Turn
             if last is None:
                 raise RequestError("messages: an assistant message comes before any user message.")
             answer = _answer(message, has_tools=bool(tools))
+            answer = answer if message.trained else untrained([answer])[0]
             if last.role == "assistant":
                 turns[-1] = Turn("assistant", (*last.parts, *_continued(answer)))
             else:
@@ -99,10 +101,11 @@ def _answer(message: Message, *, has_tools: bool) -> Part:
 def _continued(answer: Part) -> tuple[Part, ...]:
     """An answer behind the result of a tool, where the prompt itself begins the thought."""
     if answer.ids:
-        return Part("\nThought:", trained=True), answer
+        return Part("\nThought:", trained=answer.trained), answer
     if answer.text.startswith("Thought:"):
-        return Part("\nThought:", trained=True), _written(answer.text.removeprefix("Thought:"))
-    return Part("\n", trained=True), answer
+        rest = replace(answer, text=_stripped(answer.text.removeprefix("Thought:")))
+        return Part("\nThought:", trained=answer.trained), rest
+    return Part("\n", trained=answer.trained), answer
 
 
 def _written(text: str) -> Part:

@@ -1,7 +1,7 @@
 """Turns become ids. Knows how ChatML is laid out in tokens, and nothing of who says what or why."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from kiloq.tokenizer import Tokenizer
@@ -39,6 +39,11 @@ class Turn:
     open: bool = False
 
 
+def untrained(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """The same parts, of which nothing is learned."""
+    return tuple(replace(part, trained=False) for part in parts)
+
+
 def encode_turns(
     turns: Sequence[Turn], tokenizer: Tokenizer, *, split_header: bool, recall: Recall | None = None
 ) -> tuple[list[int], list[bool]]:
@@ -61,7 +66,7 @@ def encode_turns(
         trained += [False, *marks, *more_marks]
         if not turn.open:
             ids += [tokenizer.im_end_id, *tokenizer.newline_ids]
-            trained += [turn.role == "assistant", *[False] * len(tokenizer.newline_ids)]
+            trained += [bool(turn.parts) and turn.parts[-1].trained, *[False] * len(tokenizer.newline_ids)]
     return ids, trained
 
 

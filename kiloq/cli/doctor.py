@@ -23,6 +23,7 @@ OPTIONAL = {  # package: what it is for
     "tokenizers": "training vocabularies: pip install 'kiloq[tokenizer]'",
     "tensorboard": "training curves: pip install 'kiloq[train]'",
     "matplotlib": "plots: pip install 'kiloq[train]'",
+    "pyarrow": "training data in Parquet: pip install 'kiloq[parquet]'",
     "modelscope": "the ModelScope hub: pip install 'kiloq[modelscope]'",
 }
 

@@ -1,18 +1,19 @@
-"""Conversation files become messages: the reference's `conversations`, OpenAI `messages` and alpaca rows.
+"""Rows become conversations: the reference's `conversations`, ShareGPT, OpenAI `messages`, alpaca, prompt/completion.
 
-Every fault of a file is found in one pass and told with file, line and field. Knows no tokens.
+Knows no files and no tokens.
 """
 
-import gzip
+import dataclasses
 import json
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kiloq.chat import Message, Tool, parse_messages, parse_tools
-from kiloq.errors import DataError, RequestError
+from kiloq.errors import DataError
+
+from .rows import Fault, parse_rows
 
 # Whose words a turn of `conversations` holds; the reference writes user and assistant, others write the rest.
 _SPEAKERS = {
@@ -37,85 +38,43 @@ class Conversation:
     where: str
 
 
-def read_conversations(path: Path) -> tuple[list[Conversation], list[str]]:
-    """All rows of a .json or .jsonl file (or .gz of one) that can be used, and the faults of the others."""
-    rows: list[Conversation] = []
-    faults: list[str] = []
-    for number, row in _rows(_text(path)):
-        where = f"{path}, line {number}"
-        try:
-            rows.append(_conversation(row, where))
-        except (RequestError, DataError) as error:
-            faults.append(f"{where}: {error}")
-    return rows, faults
+def read_conversations(path: Path) -> tuple[list[Conversation], list[Fault]]:
+    """All rows of a file that can be used, and the faults of the others."""
+    faults: list[Fault] = []
+    return list(parse_rows(path, conversation, faults)), faults
 
 
-def refuse_faults(path: Path, faults: Sequence[str], *, shown: int = 20) -> None:
-    """DataError with the faults of a file, if there are any."""
-    if faults:
-        more = [f"... and {len(faults) - shown:,} more"] if len(faults) > shown else []
-        raise DataError("\n".join([f"{path} has {len(faults):,} bad rows:", *faults[:shown], *more]))
+def conversation(row: Mapping[str, Any], where: str) -> Conversation:
+    """Read one row to learn all of its answers from."""
+    if other := judgement_in(row):
+        raise DataError(f"the row has {other}, so it says which answers are good; train it with reward or dpo.")
+    return plain_conversation(row, where)
 
 
-def _text(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as UTF-8 text: {error}.") from error
-
-
-def _rows(text: str) -> Iterator[tuple[int, object]]:
-    """(line, row) of JSON lines or of one JSON list; a row that is not JSON comes as the error it raised."""
-    if text.lstrip().startswith("["):
-        yield from _list_rows(text)
-        return
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                yield number, error
-
-
-def _list_rows(text: str) -> Iterator[tuple[int, object]]:
-    decoder = json.JSONDecoder()
-    at, line, counted = text.index("[") + 1, 1, 0
-    while True:
-        while at < len(text) and text[at] in " \t\r\n,":
-            at += 1
-        line, counted = line + text.count("\n", counted, at), at
-        if at == len(text):
-            yield line, json.JSONDecodeError("the list has no end", text, at)
-            return
-        if text[at] == "]":
-            return
-        try:
-            row, at = decoder.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            yield error.lineno, error
-            return
-        yield line, row
-
-
-def _conversation(row: object, where: str) -> Conversation:
-    if isinstance(row, json.JSONDecodeError):
-        raise DataError(f"not valid JSON: {row.msg} at column {row.colno}.")
-    if not isinstance(row, dict):
-        raise DataError(f"the row is of type {type(row).__name__}; it must be an object.")
+def plain_conversation(row: Mapping[str, Any], where: str) -> Conversation:
+    """The same for a row in which a judgement stands too."""
     for key, read in _READERS.items():
         if key in row:
             messages = read(row)
             break
     else:
         raise DataError(
-            f"the row has {', '.join(row) or 'no fields'}; it needs messages, conversations or instruction."
+            f"the row has {', '.join(row) or 'no fields'}; it needs messages, conversations, instruction or prompt."
         )
-    _check(messages)
-    return Conversation(messages, _tools(row.get("tools")), where)
+    check_messages(messages)
+    return Conversation(messages, read_tools(row.get("tools")), where)
 
 
-def _check(messages: Sequence[Message]) -> None:
+def judgement_in(row: Mapping[str, Any]) -> str:
+    """The fields by which a row is a preference and no plain conversation, or nothing."""
+    for names in (("chosen", "rejected"), ("preferred_output", "non_preferred_output"), ("kto_tag",)):
+        if all(name in row for name in names):
+            return " and ".join(names)
+    return "label" if isinstance(row.get("label"), bool) else ""
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """DataError where nothing can be learned of these, or their order makes no conversation."""
     if not any(message.role == "assistant" for message in messages):
         raise DataError("there is no assistant turn, so nothing to learn.")
     for number, message in enumerate(messages):
@@ -127,63 +86,32 @@ def _check(messages: Sequence[Message]) -> None:
         raise DataError("the first turn after the system turn is not a user turn.")
 
 
-def _from_messages(row: Mapping[str, Any]) -> tuple[Message, ...]:
-    return parse_messages(row["messages"])
+def round_ends(messages: Sequence[Message]) -> list[int]:
+    """Behind the last assistant turn of each round (before a user's turn, or at the end): where one may be cut."""
+    ends: list[int] = []
+    answered = False
+    for i, message in enumerate(messages):
+        if message.role == "user":
+            answered = False
+        elif message.role == "assistant":
+            ends[len(ends) - answered :] = [i + 1]
+            answered = True
+    return ends
 
 
-def _from_conversations(row: Mapping[str, Any]) -> tuple[Message, ...]:
-    turns = row["conversations"]
-    if not isinstance(turns, list) or not turns:
-        raise DataError("conversations is not a list of turns.")
-    raw: list[dict[str, object]] = []
-    if row.get("system"):
-        raw.append({"role": "system", "content": row["system"]})
-    for number, turn in enumerate(turns):
-        at = f"conversations[{number}]"
-        if not isinstance(turn, dict):
-            raise DataError(f"{at} is of type {type(turn).__name__}; it must be an object.")
-        speaker, value = turn.get("from"), turn.get("value")
-        if speaker not in _SPEAKERS:
-            raise DataError(f"{at}.from is {speaker!r}; it must be one of {', '.join(_SPEAKERS)}.")
-        if not isinstance(value, str):
-            raise DataError(f"{at}.value is {'missing' if value is None else type(value).__name__}; it must be text.")
-        if speaker == "function_call":
-            raw.append({"role": "assistant", "function_call": _call(value, at)})
-        else:
-            raw.append({"role": _SPEAKERS[speaker], "content": value})
-    return parse_messages(raw)
-
-
-def _from_alpaca(row: Mapping[str, Any]) -> tuple[Message, ...]:
-    for name in ("instruction", "output"):
-        if not isinstance(row.get(name), str):
-            raise DataError(f"{name} is {'missing' if row.get(name) is None else 'not text'}; it must be text.")
-    raw = [{"role": "system", "content": row["system"]}] if row.get("system") else []
-    for number, pair in enumerate(row.get("history") or []):
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise DataError(f"history[{number}] is not a pair of question and answer.")
-        raw += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
-    question = "\n".join(part for part in (row["instruction"], row.get("input")) if part)
-    return parse_messages(
-        [*raw, {"role": "user", "content": question}, {"role": "assistant", "content": row["output"]}]
+def read_messages(raw: object, name: str) -> tuple[Message, ...]:
+    """A list of turns, each either {role, content, ...} or {from, value}; `name` is the field that it stands in."""
+    if not isinstance(raw, list) or not raw:
+        raise DataError(f"{name} is not a list of turns.")
+    turns = [_turn(turn, f"{name}[{i}]") for i, turn in enumerate(raw)]
+    messages = parse_messages(turns, name)
+    return tuple(
+        dataclasses.replace(message, trained=False) if turn.get("weight") == 0 else message
+        for message, turn in zip(messages, turns, strict=True)
     )
 
 
-_READERS: dict[str, Callable[[Mapping[str, Any]], tuple[Message, ...]]] = {
-    "messages": _from_messages,
-    "conversations": _from_conversations,
-    "instruction": _from_alpaca,
-}
-
-
-def _call(value: str, at: str) -> object:
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{at}.value is a function_call but not valid JSON: {error.msg}.") from error
-
-
-def _tools(raw: object) -> tuple[Tool, ...]:
+def read_tools(raw: object) -> tuple[Tool, ...]:
     """Tool definitions, as a list or as JSON text of one."""
     if isinstance(raw, str):
         try:
@@ -191,3 +119,126 @@ def _tools(raw: object) -> tuple[Tool, ...]:
         except json.JSONDecodeError as error:
             raise DataError(f"tools is text but not valid JSON: {error.msg}.") from error
     return parse_tools(raw)
+
+
+def read_prompt(row: Mapping[str, Any], name: str) -> tuple[Message, ...]:
+    """The field that holds a question as text, or messages that end with one; with the row's own system prompt."""
+    prompt = row[name]
+    if isinstance(prompt, list):
+        return read_messages(prompt, name)
+    return parse_messages([*_system(row), {"role": "user", "content": _text(row, name)}])
+
+
+def _turn(turn: object, at: str) -> Mapping[str, Any]:
+    """A turn as OpenAI writes it."""
+    if not isinstance(turn, dict):
+        raise DataError(f"{at} is of type {type(turn).__name__}; it must be an object.")
+    if turn.get("from") is None and "role" in turn:
+        return _weighed(_joined(turn, at), at)
+    speaker, value = turn.get("from"), turn.get("value")
+    if speaker not in _SPEAKERS:
+        raise DataError(f"{at}.from is {speaker!r:.80}; it must be one of {', '.join(_SPEAKERS)}.")
+    if not isinstance(value, str):
+        raise DataError(f"{at}.value is {'missing' if value is None else type(value).__name__}; it must be text.")
+    if speaker == "function_call":
+        call = _json(value, f"{at}.value is a function_call but")
+        return {"role": "assistant", "tool_calls": call if isinstance(call, list) else [call]}
+    return {"role": _SPEAKERS[speaker], "content": value}
+
+
+def _weighed(turn: Mapping[str, Any], at: str) -> Mapping[str, Any]:
+    """OpenAI's files may give an answer the weight 0: shown, but not learned."""
+    if turn.get("weight") not in (None, 0, 1):
+        raise DataError(f"{at}.weight is {turn['weight']!r:.80}; it must be 0 or 1.")
+    return turn
+
+
+def _joined(turn: Mapping[str, Any], at: str) -> Mapping[str, Any]:
+    """A turn whose content is in parts of {type, value}, with thoughts and calls among them."""
+    parts = turn.get("content")
+    if not isinstance(parts, list) or not all(isinstance(part, dict) and "value" in part for part in parts):
+        return turn
+    joined: dict[str, Any] = {**turn, "content": ""}
+    for i, part in enumerate(parts):
+        kind, value = part.get("type"), part["value"]
+        if kind == "tool_call":
+            call = _json(value, f"{at}.content[{i}].value is a tool_call but") if isinstance(value, str) else value
+            joined.setdefault("tool_calls", []).append(call)
+        elif kind in ("text", "reasoning") and isinstance(value, str):
+            name = "content" if kind == "text" else "reasoning_content"
+            joined[name] = joined.get(name, "") + value
+        else:
+            raise DataError(f"{at}.content[{i}] is of type {kind!r:.80}; it must be text, reasoning or tool_call.")
+    return joined
+
+
+def _from_messages(row: Mapping[str, Any]) -> tuple[Message, ...]:
+    messages = read_messages(row["messages"], "messages")
+    return messages if messages[0].role == "system" else (*parse_system(row), *messages)
+
+
+def _from_conversations(row: Mapping[str, Any]) -> tuple[Message, ...]:
+    return (*parse_system(row), *read_messages(row["conversations"], "conversations"))
+
+
+def _from_alpaca(row: Mapping[str, Any]) -> tuple[Message, ...]:
+    return parse_messages([*read_alpaca(row), {"role": "assistant", "content": _text(row, "output")}])
+
+
+def _from_prompt(row: Mapping[str, Any]) -> tuple[Message, ...]:
+    name = next((name for name in ("completion", "response") if name in row), "completion")
+    return (*read_prompt(row, "prompt"), *read_answer(row, name))
+
+
+def read_alpaca(row: Mapping[str, Any]) -> list[dict[str, object]]:
+    """The turns before an alpaca row's answer."""
+    raw: list[dict[str, object]] = _system(row)
+    history = row.get("history") or []
+    if not isinstance(history, list):
+        raise DataError(f"history is of type {type(history).__name__}; it must be a list of questions and answers.")
+    for number, pair in enumerate(history):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise DataError(f"history[{number}] is not a pair of question and answer.")
+        raw += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+    parts = [_text(row, "instruction"), _text(row, "input") if row.get("input") else ""]
+    return [*raw, {"role": "user", "content": "\n".join(part for part in parts if part)}]
+
+
+def read_answer(row: Mapping[str, Any], name: str) -> tuple[Message, ...]:
+    """The field that holds an answer: text, one turn, or a list of turns."""
+    answer = row.get(name)
+    if isinstance(answer, list | dict):
+        return read_messages([answer] if isinstance(answer, dict) else answer, name)
+    return parse_messages([{"role": "assistant", "content": _text(row, name)}])
+
+
+def parse_system(row: Mapping[str, Any]) -> tuple[Message, ...]:
+    """The system turn of the row's own field, if there is one."""
+    raw = _system(row)
+    return parse_messages(raw) if raw else ()
+
+
+def _system(row: Mapping[str, Any]) -> list[dict[str, object]]:
+    return [{"role": "system", "content": _text(row, "system")}] if row.get("system") else []
+
+
+def _text(row: Mapping[str, Any], name: str) -> str:
+    value = row.get(name)
+    if not isinstance(value, str):
+        raise DataError(f"{name} is {'missing' if value is None else 'not text'}; it must be text.")
+    return value
+
+
+def _json(value: str, what: str) -> Any:
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{what} not valid JSON: {getattr(error, 'msg', error)}.") from error
+
+
+_READERS: dict[str, Callable[[Mapping[str, Any]], tuple[Message, ...]]] = {
+    "messages": _from_messages,
+    "conversations": _from_conversations,
+    "instruction": _from_alpaca,
+    "prompt": _from_prompt,
+}

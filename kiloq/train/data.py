@@ -152,9 +152,9 @@ def held_out_batches(folders: Sequence[TokenFolder], *, seq_len: int, tokens: in
         yield stream.next_batch()
 
 
-def flat(parts: Sequence[npt.NDArray[np.int64]]) -> Tensor:
+def flat(parts: Sequence[npt.NDArray[np.integer[Any]]]) -> Tensor:
     """Arrays end to end as one tensor, [T] int64."""
-    return torch.from_numpy(np.concatenate(parts))
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64, copy=False))
 
 
 def _piece_table(sources: Sequence[tuple[TokenFolder, float]], seq_len: int) -> npt.NDArray[np.int64]:

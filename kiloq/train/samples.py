@@ -1,10 +1,10 @@
-"""Conversations become samples (ids and what of them is trained), and samples become packed batches."""
+"""Rows become samples (ids and what of them is trained), and samples become packed batches."""
 
 import bisect
 import zlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,44 +13,69 @@ from kiloq.chat import ChatFormat, Rendered, qwen1_mask, render
 from kiloq.errors import DataError, RequestError
 from kiloq.tokenizer import Tokenizer
 
-from .conversations import Conversation
+from .conversations import Conversation, round_ends
 from .data import Batch, flat
 from .losses import IGNORE
+from .preferences import Judged, Pair
+from .rows import Fault, refuse_faults
+from .texts import Document
 
 Mask = Literal["assistant", "qwen1"]
 Long = Literal["cut", "drop", "error"]
 
+Ids = npt.NDArray[np.integer[Any]]
+Made = TypeVar("Made")
 _WINDOW = 1024  # samples that are packed together: enough to fill rows, few enough to stay in shuffled order
+
+
+class Placed(Protocol):
+    """A row that knows its file and line."""
+
+    @property
+    def where(self) -> str: ...
+
+
+Row = TypeVar("Row", bound=Placed)
 
 
 @dataclass(frozen=True)
 class Sample:
     """One conversation: [n] ids, and the [n] targets, the next id or IGNORE."""
 
-    ids: npt.NDArray[np.int64]
-    targets: npt.NDArray[np.int64]
+    ids: Ids
+    targets: Ids
 
 
 @dataclass
 class Tally:
-    """What became of the rows of the data."""
+    """What became of the rows of the data. `lengths` are the tokens of whole rows, before any is cut."""
 
     kept: int = 0
     cut: int = 0
     dropped: int = 0
     tokens: int = 0
     trained: int = 0
+    lengths: list[int] = field(default_factory=list)
 
     def __str__(self) -> str:
-        share = 100 * self.trained / max(1, self.tokens)
         return (
             f"{self.kept:,} samples ({self.cut:,} cut, {self.dropped:,} more dropped as too long), "
-            f"{self.tokens:,} tokens, {share:.0f} % trained"
+            f"{self.tokens:,} tokens, {100 * self.share:.0f} % trained"
         )
+
+    @property
+    def share(self) -> float:
+        """Trained tokens of all."""
+        return self.trained / max(1, self.tokens)
 
 
 class Samples:
-    """Turns conversations into samples of at most `seq_len` tokens under one format, mask and policy for long ones."""
+    """Turns rows into samples of at most `seq_len` tokens under one format, mask and policy for long ones.
+
+    A conversation that is too long is cut after the last answer that fits (`long` "cut"), left out ("drop") or a
+    fault ("error"). Of answers that are judged the oldest rounds of the prompt are cut instead. A text is never cut
+    short: it becomes several samples.
+    """
 
     def __init__(
         self, tokenizer: Tokenizer, fmt: ChatFormat, *, seq_len: int, mask: Mask = "assistant", long: Long = "cut"
@@ -59,56 +84,123 @@ class Samples:
         self.tally = Tally()
 
     def read(self, conversations: Iterable[Conversation]) -> list[Sample]:
-        """Samples of all conversations; `tally` counts what was cut and dropped. DataError if nothing is left."""
-        samples = [sample for one in conversations if (sample := self._sample(one)) is not None]
-        if not samples:
-            raise DataError(f"no token would be trained: {self.tally}. Raise batch.seq_len ({self.seq_len:,}).")
-        return samples
+        """Samples of all conversations; `tally` counts what was cut and dropped. DataError tells all faults at once,
+        and if nothing is left."""
+        return self._read(conversations, self.conversation)
+
+    def read_pairs(self, pairs: Iterable[Pair]) -> list[tuple[Sample, Sample]]:
+        """(chosen, rejected) of all pairs."""
+        return self._read(pairs, self.pair)
+
+    def read_judged(self, rows: Iterable[Judged]) -> list[tuple[Sample, bool]]:
+        """(answer, whether it is good) of all rows."""
+        return self._read(rows, self.judged)
+
+    def read_documents(self, documents: Iterable[Document]) -> list[Sample]:
+        """Texts, each ended by the end-of-text token, trained from the second token on."""
+        return self._read(documents, self.document)
+
+    def conversation(self, conversation: Conversation) -> list[Sample]:
+        """One sample, or none where it is too long."""
+        rendered = self.render(conversation)
+        self.tally.lengths.append(len(rendered.ids))
+        if len(rendered.ids) > self.seq_len:
+            count = len(round_ends(conversation.messages))
+            shorter = (self.render(conversation, rounds) for rounds in range(count - 1, 0, -1))
+            fitting = self._first_fitting(([one] for one in shorter), len(rendered.ids))
+            if fitting is None:
+                return []
+            (rendered,) = fitting
+        return [self._sample(rendered, kept=1)]
+
+    def pair(self, pair: Pair) -> list[tuple[Sample, Sample]]:
+        """Both sides, or nothing where one is too long."""
+        return [(chosen, rejected) for chosen, rejected in self._answers(pair.chosen, pair.rejected)]
+
+    def judged(self, row: Judged) -> list[tuple[Sample, bool]]:
+        """One answer with its label, or nothing where it is too long."""
+        return [(sample, row.good) for (sample,) in self._answers(row.conversation)]
+
+    def document(self, document: Document) -> list[Sample]:
+        """The text in samples of seq_len; the last token of each is trained on what follows it."""
+        ids = np.array([*self.tokenizer.encode(document.text), self.tokenizer.end_of_text_id], dtype=np.int32)
+        targets = np.append(ids[1:], np.int32(IGNORE))
+        self.tally.kept += 1
+        self.tally.tokens += len(ids)
+        self.tally.trained += len(ids) - 1
+        self.tally.lengths.append(len(ids))
+        starts = range(0, len(ids), self.seq_len)
+        return [Sample(ids[at : at + self.seq_len], targets[at : at + self.seq_len]) for at in starts]
 
     def render(self, conversation: Conversation, rounds: int | None = None) -> Rendered:
         """Ids and mask of the first `rounds` rounds, up to an assistant's turn."""
-        messages = conversation.messages
-        ends = [i + 1 for i, message in enumerate(messages) if _ends_round(messages, i)]
-        end = ends[-1 if rounds is None else rounds - 1]
+        ends = round_ends(conversation.messages)
+        messages = conversation.messages[: ends[-1 if rounds is None else rounds - 1]]
         try:
             rendered = render(
-                messages[:end], self.tokenizer, self.format, tools=conversation.tools, add_generation_prompt=False
+                messages, self.tokenizer, self.format, tools=conversation.tools, add_generation_prompt=False
             )
         except RequestError as error:
-            raise DataError(f"{conversation.where}: {error}") from error
+            raise DataError(str(error)) from error
         return Rendered(rendered.ids, qwen1_mask(rendered, self.tokenizer)) if self.mask == "qwen1" else rendered
 
-    def _sample(self, conversation: Conversation) -> Sample | None:
-        rendered = self.render(conversation)
-        if len(rendered.ids) > self.seq_len:
-            shorter = self._shorter(conversation, len(rendered.ids))
-            if shorter is None:
-                self.tally.dropped += 1
-                return None
-            self.tally.cut += 1
-            rendered = shorter
-        ids = np.asarray(rendered.ids, dtype=np.int64)
-        following = np.append(np.where(rendered.trained, ids, IGNORE)[1:], IGNORE)
-        trained = int((following != IGNORE).sum())
-        assert trained, conversation.where  # each has an assistant turn, whose end token is trained
-        self.tally.kept += 1
-        self.tally.tokens += len(ids)
-        self.tally.trained += trained
-        return Sample(ids, following)
+    def _read(self, rows: Iterable[Row], make: Callable[[Row], list[Made]]) -> list[Made]:
+        made: list[Made] = []
+        faults: list[Fault] = []
+        for row in rows:
+            try:
+                made += make(row)
+            except DataError as error:
+                faults.append(Fault(row.where, str(error)))
+        refuse_faults("the data", faults)
+        if not made:
+            raise DataError(f"no token would be trained: {self.tally}. Raise batch.seq_len ({self.seq_len:,}).")
+        return made
 
-    def _shorter(self, conversation: Conversation, length: int) -> Rendered | None:
-        """The longest beginning that fits and ends with an answer: a cut answer would not learn to end."""
+    def _answers(self, *conversations: Conversation) -> list[list[Sample]]:
+        """Samples of conversations with one prompt, of which the oldest rounds are left out if they must be."""
+        messages = conversations[0].messages
+        begin = next(i for i, message in enumerate(messages) if message.trained)
+        questions = [i for i in range(begin) if messages[i].role == "user"]
+        head = messages[:1] if messages[0].role == "system" else ()
+
+        def since(question: int) -> list[Rendered]:
+            return [self.render(replace(one, messages=(*head, *one.messages[question:]))) for one in conversations]
+
+        rendered = [self.render(one) for one in conversations]
+        longest = max(len(one.ids) for one in rendered)
+        self.tally.lengths += [len(one.ids) for one in rendered]
+        if longest > self.seq_len:
+            fitting = self._first_fitting(map(since, questions[1:]), longest)
+            if fitting is None:
+                return []
+            rendered = fitting
+        return [[self._sample(one, kept=int(i == 0)) for i, one in enumerate(rendered)]]
+
+    def _first_fitting(self, shorter: Iterable[list[Rendered]], length: int) -> list[Rendered] | None:
+        """The first of some cuts that fits whole, or None for a row that is left out."""
         if self.long == "error":
             raise DataError(
-                f"{conversation.where}: the conversation has {length:,} tokens, but batch.seq_len is {self.seq_len:,}. "
+                f"the conversation has {length:,} tokens, but batch.seq_len is {self.seq_len:,}. "
                 "Raise it, or set long to cut or drop."
             )
-        count = sum(_ends_round(conversation.messages, i) for i in range(len(conversation.messages)))
-        for rounds in range(count - 1, 0, -1) if self.long == "cut" else ():
-            rendered = self.render(conversation, rounds)
-            if len(rendered.ids) <= self.seq_len:
-                return rendered
+        for cut in shorter if self.long == "cut" else ():
+            if all(len(one.ids) <= self.seq_len for one in cut):
+                self.tally.cut += 1
+                return cut
+        self.tally.dropped += 1
         return None
+
+    def _sample(self, rendered: Rendered, *, kept: int) -> Sample:
+        ids = np.asarray(rendered.ids, dtype=np.int32)
+        targets = np.append(np.where(rendered.trained, ids, IGNORE)[1:], IGNORE).astype(np.int32)
+        trained = int((targets != IGNORE).sum())
+        if not trained:
+            raise DataError("no token of it is trained: every answer has weight 0.")
+        self.tally.kept += kept
+        self.tally.tokens += len(ids)
+        self.tally.trained += trained
+        return Sample(ids, targets)
 
 
 class PackedSamples:
@@ -200,9 +292,3 @@ class PackedSamples:
                 positions.append(np.arange(len(sample.ids)))
                 pieces.append(pieces[-1] + len(sample.ids))
         return Batch(flat(ids), flat(targets), flat(positions), pieces)
-
-
-def _ends_round(messages: Sequence[Any], at: int) -> bool:
-    """True for the last assistant turn before a user's, or at the end: where a conversation may be cut."""
-    here = messages[at].role == "assistant"
-    return here and (at + 1 == len(messages) or messages[at + 1].role == "user")

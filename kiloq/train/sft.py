@@ -8,15 +8,15 @@ from pathlib import Path
 
 from kiloq.chat import chat_format_for
 from kiloq.checkpoint import Checkpoint, GenerationDefaults, open_checkpoint
-from kiloq.errors import DataError
 
-from .conversations import read_conversations, refuse_faults
+from .conversations import conversation
 from .data import Batch
 from .forward import Forward, Runtime
 from .network import read_network, write_network
 from .objective import Watch, next_token
 from .optim import OptimConfig, with_steps
 from .recipe import to_toml
+from .rows import good_rows
 from .run_folder import claim_folder
 from .samples import Long, Mask, PackedSamples, Sample, Samples
 from .settings import BatchConfig, LoopConfig, TrainConfig
@@ -124,11 +124,7 @@ def _answering(checkpoint: Checkpoint, answer: AnswerConfig) -> GenerationDefaul
 
 
 def _read(samples: Samples, path: str) -> list[Sample]:
-    conversations, faults = read_conversations(Path(path))
-    refuse_faults(Path(path), faults)
-    if not conversations:
-        raise DataError(f"{path} holds no conversations.")
-    return samples.read(conversations)
+    return samples.read(good_rows(Path(path), conversation))
 
 
 def _one_pass(packed: PackedSamples, limit: int) -> Iterator[Batch]:

@@ -9,7 +9,8 @@ from kiloq.checkpoint import bundled, open_checkpoint
 from kiloq.errors import ConfigError
 from kiloq.tokenizer import Tokenizer
 
-from .conversations import read_conversations, refuse_faults
+from .conversations import read_conversations
+from .rows import refuse_faults
 from .samples import Mask, Samples
 
 _TRAINED, _PLAIN = "\033[32m", "\033[0m"

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -5,12 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from kiloq.chat import QWEN1, QWEN2_5, Message
+from kiloq.chat import QWEN1, QWEN2_5, QWEN3, Message, ToolCall
 from kiloq.errors import DataError
 from kiloq.tokenizer import Tokenizer
 from kiloq.train.conversations import Conversation, read_conversations
 from kiloq.train.losses import IGNORE
+from kiloq.train.preferences import Judged, Pair
 from kiloq.train.samples import PackedSamples, Sample, Samples
+from kiloq.train.texts import Document
+
+TOOL_CALL = Message(role="assistant", content="", tool_calls=(ToolCall(name="f", arguments="{}"),))
 
 # QWEN1_SPEC B8: the published sample and its label mask (* = label kept).
 PUBLISHED = (
@@ -90,6 +95,81 @@ def test_long_conversations_are_refused_where_asked(tokenizer: Tokenizer) -> Non
 def test_data_of_which_nothing_would_be_trained_is_an_error(tokenizer: Tokenizer) -> None:
     with pytest.raises(DataError, match=r"no token would be trained: 0 samples \(0 cut, 2 more dropped as too long\)"):
         Samples(tokenizer, QWEN1, seq_len=40).read([talk("q" * 100, "a")] * 2)
+
+
+def test_an_answer_of_weight_0_is_shown_and_not_trained(tokenizer: Tokenizer) -> None:
+    for fmt in (QWEN1, QWEN2_5, QWEN3):
+        whole = talk("q", "a", "q2", "a2")
+        first = replace(whole.messages[1], trained=False)
+        weighed = replace(whole, messages=(whole.messages[0], first, *whole.messages[2:]))
+        samples = Samples(tokenizer, fmt, seq_len=512)
+        (expected,), (sample,) = samples.read([whole]), samples.read([weighed])
+        assert sample.ids.tolist() == expected.ids.tolist()
+        assert trained_text(sample, tokenizer) == "a2<|im_end|>"
+        nothing = replace(whole, messages=(whole.messages[0], first))
+        with pytest.raises(DataError, match="no token of it is trained"):
+            samples.read([nothing])
+
+
+def test_a_conversation_that_ends_with_a_result_is_cut_after_the_call(tokenizer: Tokenizer) -> None:
+    result = Message(role="tool", content="secret")
+    for fmt in (QWEN1, QWEN2_5):
+        (sample,) = Samples(tokenizer, fmt, seq_len=512).read(
+            [Conversation((Message(role="user", content="q"), TOOL_CALL, result), (), "here")]
+        )
+        assert "secret" not in tokenizer.decode(sample.ids.tolist())
+        assert trained_text(sample, tokenizer).endswith("<|im_end|>")
+
+
+def test_all_faults_of_the_data_come_in_one_error(tokenizer: Tokenizer) -> None:
+    bad = Conversation((Message(role="user", content="q"), Message(role="user", content="q"), TOOL_CALL), (), "line 7")
+    with pytest.raises(DataError, match=r"2 bad rows:\nline 7: messages: with tools(.|\n)*line 7: messages"):
+        Samples(tokenizer, QWEN1, seq_len=512).read([bad, talk("q", "a"), bad])
+
+
+def a_pair(*texts: str) -> Pair:
+    """Prompt turns, then the chosen and the rejected answer."""
+    asked = tuple(replace(message, trained=False) for message in talk(*texts[:-2], "").messages[:-1])
+    chosen, rejected = (
+        Conversation((*asked, Message(role="assistant", content=text)), (), "pairs.json, line 1") for text in texts[-2:]
+    )
+    return Pair(chosen, rejected)
+
+
+def test_pairs_train_the_two_answers_alone_and_lose_the_oldest_rounds_first(tokenizer: Tokenizer) -> None:
+    pair = a_pair("old " * 20, "answer", "new", "good", "bad")
+    ((chosen, rejected),) = Samples(tokenizer, QWEN2_5, seq_len=512).read_pairs([pair])
+    assert (trained_text(chosen, tokenizer), trained_text(rejected, tokenizer)) == ("good<|im_end|>", "bad<|im_end|>")
+    first = np.flatnonzero(chosen.targets != IGNORE)[0]
+    assert chosen.ids[: first + 1].tolist() == rejected.ids[: first + 1].tolist()
+    short = Samples(tokenizer, QWEN2_5, seq_len=len(chosen.ids) - 1)
+    ((chosen, rejected),) = short.read_pairs([pair])
+    for sample, answer in ((chosen, "good"), (rejected, "bad")):
+        text = tokenizer.decode(sample.ids.tolist())
+        assert "old" not in text
+        assert text.endswith(f"user\nnew<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n")
+    assert (short.tally.kept, short.tally.cut) == (1, 1)
+    with pytest.raises(DataError, match="no token would be trained"):
+        Samples(tokenizer, QWEN2_5, seq_len=40).read_pairs([pair])
+
+
+def test_judged_answers_keep_their_label(tokenizer: Tokenizer) -> None:
+    pair = a_pair("q", "good", "bad")
+    rows = Samples(tokenizer, QWEN2_5, seq_len=512).read_judged(
+        [Judged(pair.chosen, good=True), Judged(pair.rejected, good=False)]
+    )
+    assert [(trained_text(sample, tokenizer), good) for sample, good in rows] == [
+        ("good<|im_end|>", True),
+        ("bad<|im_end|>", False),
+    ]
+
+
+def test_texts_become_samples_of_which_every_next_token_is_trained(tokenizer: Tokenizer) -> None:
+    samples = Samples(tokenizer, QWEN1, seq_len=4)
+    parts = samples.read_documents([Document("abcdefg", "here")])
+    ids = [*tokenizer.encode("abcdefg"), tokenizer.end_of_text_id]
+    assert [part.ids.tolist() for part in parts] == [ids[:4], ids[4:]]
+    assert [part.targets.tolist() for part in parts] == [ids[1:5], [*ids[5:], IGNORE]]
 
 
 def numbered(lengths: list[int]) -> list[Sample]:

@@ -84,9 +84,11 @@ def test_epochs_decide_the_steps_where_they_are_left_open(config: SftConfig) -> 
 def test_a_fault_in_the_data_comes_before_the_first_step(config: SftConfig) -> None:
     path = Path(config.data[0].path)
     path.write_text('{"messages": []}\n{"instruction": "x"}\n', encoding="utf-8")
-    with pytest.raises(DataError, match=r"2 bad rows:\n.*line 1: messages is empty.*\n.*line 2: output is missing"):
+    with pytest.raises(
+        DataError, match=r"2 bad rows:\n.*line 1: messages is not a list of turns.*\n.*line 2: output is missing"
+    ):
         sft(config)
     path.write_text("", encoding="utf-8")
-    with pytest.raises(DataError, match="holds no conversations"):
+    with pytest.raises(DataError, match="holds no rows"):
         sft(config)
     assert not Path(config.out).exists()
