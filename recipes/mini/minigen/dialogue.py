@@ -4,14 +4,14 @@ import random
 
 from minigen.exchange import Message, Sample, draw
 from minigen.personas import persona
-from minigen.react import react
+from minigen.react import react, tool_call
 from minigen.scenes import MULTI
 from minigen.topics import any_topic
 
 
 def conversation(rng: random.Random, lang: str, *, heldout: bool) -> Sample:
     """One conversation of the training side or of the held-out test, whose last answer can be checked."""
-    kind = rng.choices(("single", "multi", "persona", "react"), (53, 35, 6, 0 if heldout else 6))[0]
+    kind = rng.choices(("single", "multi", "persona", "react", "tool_call"), (50, 34, 5, 7, 4))[0]
     while True:
         sample = _compose(rng, lang, kind, heldout=heldout)
         if sample.heldout == heldout and (sample.expect or not heldout):
@@ -21,8 +21,8 @@ def conversation(rng: random.Random, lang: str, *, heldout: bool) -> Sample:
 def _compose(rng: random.Random, lang: str, kind: str, *, heldout: bool) -> Sample:
     if kind == "persona":
         return persona(rng, lang, heldout=heldout)
-    if kind == "react":
-        return react(rng, lang)
+    if kind in ("react", "tool_call"):
+        return (react if kind == "react" else tool_call)(rng, lang)
     if kind == "single":
         turns = [draw(rng, lang, any_topic, heldout=heldout)]
     else:

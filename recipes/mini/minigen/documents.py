@@ -36,9 +36,9 @@ def as_text(sample: Sample) -> str:
 
 
 MEGABYTES = {
-    "stories": {"en": 3.0, "zh": 3.5, "ko": 4.5},
-    "dialogues": {"en": 3.0, "zh": 3.0, "ko": 3.5},
-    "drills": {"en": 0.7, "zh": 0.7, "ko": 0.8},
+    "stories": {"en": 2.5, "zh": 3.0, "ko": 4.0},
+    "dialogues": {"en": 4.0, "zh": 4.0, "ko": 4.5},
+    "drills": {"en": 1.2, "zh": 1.2, "ko": 1.2},
 }
 MAKERS: dict[str, Callable[[random.Random, str], str]] = {"stories": story, "dialogues": dialogue, "drills": drill}
 PARTS = tuple(

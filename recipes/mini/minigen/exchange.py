@@ -13,7 +13,7 @@ class Exchange:
     """A user turn and the answer to it.
 
     `key` names the combination that the held-out test keeps to itself (the wording of the question unless the topic
-    says otherwise); `expect` is what a right answer must contain ("" when there is no single right answer);
+    says otherwise); `expect` is what a right answer must contain (one of several, separated by tabs; "" for none);
     `value` is what a follow-up question may refer to.
     """
 

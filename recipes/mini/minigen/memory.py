@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 
+from minigen import invent
 from minigen.exchange import Exchange
 from minigen.numbers import compute, worked
 from minigen.templates import LANGUAGES, phrases, pick, rows
@@ -14,14 +15,13 @@ FACTS = ("name", "age", "city", "number", "color", "animal", "food", "word", "fr
 def fact_value(rng: random.Random, lang: str, fact: str) -> str:
     """Something a user may tell about themselves or ask to be remembered."""
     if fact in ("name", "friend"):
-        grammar = phrases(f"stories_{lang}")
-        return rng.choice(phrases(f"ask_{lang}")["names"] + grammar["names_he"] + grammar["names_she"])
+        return invent.person(rng, lang)
     if fact in ("age", "number"):
-        return str(rng.randint(6, 70) if fact == "age" else rng.randint(1, 999 if rng.random() < 0.5 else 99))
+        return str(rng.randint(6, 70) if fact == "age" else rng.randint(1, rng.choice((99, 999, 9999, 99999))))
     if fact == "city":
         return rng.choice(rows("capitals"))[COLUMN[lang] + 2]
     if fact == "word":
-        return rng.choice(rows("words"))[COLUMN[lang]]
+        return rng.choice((rng.choice(rows("words"))[COLUMN[lang]], invent.word(rng, lang)))
     group = rng.choice(("fruit", "food")) if fact == "food" else fact
     return rng.choice(members(group, lang)[:15])
 

@@ -2,6 +2,7 @@
 
 import random
 
+from minigen import invent
 from minigen.exchange import Exchange
 from minigen.templates import phrases, pick
 
@@ -24,6 +25,8 @@ def worked(operation: str, a: int, b: int) -> str:
     """
     text = f"{a} {SIGNS[operation]} {b}"
     tens, ones = b - b % 10, b % 10
+    if operation == "multiply" and 10 < b < 20 and a > 1:
+        return f"{text} = {a * 10} + {a * (b - 10)}"
     if a < 10 or max(a, b) > 99 or not tens or not ones or compute(operation, a, b) < 0:
         return text
     if operation == "add" and a % 10:
@@ -73,7 +76,8 @@ def beyond(rng: random.Random, lang: str) -> Exchange:
         operation, b = "divide", rng.randint(2, 10)
         a = b * rng.randint(1, 9) + rng.randint(1, b - 1)
         text = f"{a} ÷ {b} = {a // b}"
-        answer, expect = pick(rng, words["remainder"], formula=text, rest=a % b), text
+        work = f"{b} × {a // b} = {a - a % b}, {a} - {a - a % b} = {a % b}"
+        answer, expect = f"{work}\n{pick(rng, words['remainder'], formula=text, rest=a % b)}", text
     elif kind == "too_large":
         operation = rng.choice(("add", "subtract", "multiply"))
         b, a = sorted(rng.randint(120, 99_999) for _ in range(2))
@@ -84,6 +88,8 @@ def beyond(rng: random.Random, lang: str) -> Exchange:
         a, b = (b, a) if kind == "negative" else (100 * a, 100 * b)
         expect = str(compute(operation, a, b))
         answer = pick(rng, words["result"], formula=f"{a} {SIGNS[operation]} {b}", result=expect)
+        if kind == "negative":
+            answer = f"{b} - {a} = {b - a}\n{answer}"
     user = pick(rng, words[operation][:2] + words["calculate"], a=a, b=b, formula=formula(rng, operation, a, b))
     return Exchange(topic="beyond", user=user, answer=answer, key=f"{operation}:{a}:{b}", expect=expect)
 
@@ -101,7 +107,7 @@ def word_problem(rng: random.Random, lang: str) -> Exchange:
     a = rng.randint(2, 30)
     b = rng.randint(1, a - 1) if operation == "subtract" else rng.randint(1, 30)
     words, result = phrases(f"ask_{lang}"), compute(operation, a, b)
-    name, thing = rng.choice(words["names"]), rng.choice(words["countable"])
+    name, thing = invent.person(rng, lang), rng.choice(words["countable"])
     user = pick(rng, words[f"problem_{operation}"], a=a, b=b, name=name, thing=thing)
     text = f"{worked(operation, a, b)} = {result}"
     answer = pick(rng, words["problem_answer"], formula=text, result=result, name=name, thing=thing)
@@ -126,7 +132,7 @@ def counting(rng: random.Random, lang: str) -> Exchange:
         answer = pick(rng, words["sequence_answer"], result=result)
         user = pick(rng, words["sequence"], shown=shown)
         return Exchange(topic="counting", user=user, answer=answer, key=f"sequence:{start}:{step}", expect=str(result))
-    start, count = rng.choice((1, 1, 1, rng.randint(2, 40))), rng.randint(3, 10)
+    start, count = rng.choice((1, rng.randint(2, 12), rng.randint(2, 90))), rng.randint(3, 12)
     if kind in ("even", "odd"):
         last = rng.choice((10, 20))
         series = list(range(2 if kind == "even" else 1, last + 1, 2))
@@ -170,7 +176,8 @@ def units(rng: random.Random, lang: str) -> Exchange:
         source, target, given, value = small, large, value, n
     shown, result = quantity(given, source, lang), quantity(value, target, lang)
     user = pick(rng, words["convert"], n=given, source=source, target=target, shown=shown)
-    answer = pick(rng, words["convert_answer"], shown=shown, result=result)
+    work = f"{given} {'×' if given == n else '÷'} {factor} = {value}"
+    answer = f"{work}\n{pick(rng, words['convert_answer'], shown=shown, result=result)}"
     if lang == "ko":
         user, answer = user.replace("몇 일", "며칠"), answer.replace("몇 일", "며칠")
     return Exchange(topic="units", user=user, answer=answer, key=f"{given}:{source}:{target}", expect=str(value))

@@ -3,6 +3,7 @@
 import json
 import random
 
+from minigen import invent
 from minigen.exchange import Exchange
 from minigen.stories import cast
 from minigen.templates import phrases, pick, rows
@@ -14,10 +15,9 @@ EXTRACTED = {"en": ("name", "age", "city"), "zh": ("姓名", "年龄", "城市")
 
 def person(rng: random.Random, lang: str) -> dict[str, str]:
     """Somebody to write a sentence about."""
-    words = phrases(f"ask_{lang}")
     jobs = [r[COLUMN[lang]] for r in rows("words") if r[0] == "job"][:12]
-    city = rng.choice(rows("capitals"))[COLUMN[lang] + 2]
-    return {"name": rng.choice(words["names"]), "age": str(rng.randint(6, 80)), "city": city, "job": rng.choice(jobs)}
+    city = invent.place(rng, lang) if rng.random() < 0.2 else rng.choice(rows("capitals"))[COLUMN[lang] + 2]
+    return {"name": invent.person(rng, lang), "age": str(rng.randint(6, 80)), "city": city, "job": rng.choice(jobs)}
 
 
 def extraction(rng: random.Random, lang: str) -> Exchange:
@@ -37,7 +37,7 @@ def comprehension(rng: random.Random, lang: str) -> Exchange:
     """Who, where, what or which colour in a sentence."""
     words, story = phrases(f"ask_{lang}"), phrases(f"stories_{lang}")
     slots = {
-        "name": rng.choice(words["names"]),
+        "name": invent.person(rng, lang),
         "color": rng.choice(story["colors"]),
         "thing": rng.choice(story["things"]),
         "city": rng.choice(rows("capitals"))[COLUMN[lang] + 2],

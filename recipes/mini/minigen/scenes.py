@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 
-from minigen import memory, numbers, reading, strings, words
+from minigen import memory, numbers, reading, refer, strings, words
 from minigen.exchange import Exchange, Topic, draw
 from minigen.rough import roughen
 from minigen.templates import LANGUAGES, phrases, pick, talk_section
@@ -202,4 +202,6 @@ MULTI: tuple[tuple[int, Callable[[random.Random, str, bool], list[Exchange]]], .
     (5, asked_how_it_is),
     (5, doubting),
     (6, asking_about),
+    (16, refer.about_people),
+    (6, refer.listing_on),
 )

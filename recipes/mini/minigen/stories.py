@@ -2,7 +2,8 @@
 
 import random
 
-from minigen.templates import phrases, pick
+from minigen import invent
+from minigen.templates import particle, phrases, pick
 
 KIDS = {
     "en": {"he": "boy", "she": "girl"},
@@ -44,6 +45,10 @@ def cast(rng: random.Random, lang: str) -> dict[str, str]:
     sex = rng.choice(("he", "she"))
     hero, friend = rng.sample(grammar["names_he"] + grammar["names_she"], 2)
     hero = rng.choice([n for n in grammar[f"names_{sex}"] if n != friend])
+    if rng.random() < 0.35:
+        made = invent.person(rng, lang)
+        # The Korean grammar writes the particles of a name that ends in a vowel.
+        hero = made if lang != "ko" or particle(made, "은/는") == "는" else hero
     animal, other = rng.sample(grammar["animals"], 2)
     slots = {name: rng.choice(grammar[f"{name}s"]) for name in LISTS}
     he, his, him = PRONOUNS[lang, sex]

@@ -2,6 +2,7 @@
 
 import random
 
+from minigen import invent
 from minigen.exchange import Exchange
 from minigen.templates import phrases, pick, rows
 from minigen.words import COLUMN, join, members
@@ -34,11 +35,11 @@ def copying(rng: random.Random, lang: str) -> Exchange:
         (
             rng.choice(rows("words"))[COLUMN[lang]],
             rng.choice(rows("phrases"))[COLUMN[lang] - 1],
-            str(rng.randint(10, 9999)),
+            *(invent.anything(rng, lang) for _ in range(4)),
         )
     )
     if rng.random() < 0.35:
-        n, word = rng.randint(2, 5), rng.choice(rows("words"))[COLUMN[lang]]
+        n, word = rng.randint(2, 5), rng.choice((rng.choice(rows("words"))[COLUMN[lang]], invent.word(rng, lang)))
         answer = " ".join([word] * n)
         return Exchange(
             topic="copy", user=pick(rng, text["times"], word=word, n=n), answer=answer, key=f"{word}:{n}", expect=answer
@@ -61,9 +62,10 @@ def listing(rng: random.Random, lang: str) -> Exchange:
         return Exchange(topic="lines", user=user, answer=answer, key=user, expect=answer)
     result = {"how_many": str(len(items)), "first": items[0], "last": items[-1], "second": items[1]}[kind]
     user = pick(rng, text[kind], list=shown)
-    return Exchange(
-        topic="lines", user=user, answer=pick(rng, text[f"{kind}_answer"], result=result), key=user, expect=result
-    )
+    answer = pick(rng, text[f"{kind}_answer"], result=result)
+    if kind == "how_many":  # counted aloud first
+        answer = join([f"{number} {item}" for number, item in enumerate(items, 1)], lang) + f"\n{answer}"
+    return Exchange(topic="lines", user=user, answer=answer, key=user, expect=result, value="\t".join(items))
 
 
 def english_forms(rng: random.Random, lang: str) -> Exchange:
@@ -88,21 +90,23 @@ def english_forms(rng: random.Random, lang: str) -> Exchange:
 def fact(rng: random.Random, lang: str) -> Exchange:
     """A simple fact of a child's world."""
     row, offset = rng.choice(rows("facts")), 2 * (COLUMN[lang] - 1)
-    return Exchange(topic="fact", user=pick(rng, row[offset]), answer=row[offset + 1], expect=row[offset + 1])
+    question = pick(rng, phrases(f"lists_{lang}")["question"], question=pick(rng, row[offset]))
+    return Exchange(topic="fact", user=question, answer=row[offset + 1], expect=row[offset + 1])
 
 
 def details(rng: random.Random, lang: str) -> Exchange:
     """A price, a telephone number, a time or a weekday out of a sentence."""
     text = phrases(f"lists_{lang}")
     ask = phrases(f"ask_{lang}")
-    kind = rng.choice(("price", "phone", "time", "day"))
+    kind = rng.choice(("price", "phone", "time", "day", "code"))
     value = {
         "price": str(rng.randint(1, 200)),
         "phone": f"{rng.randint(100, 999)}-{rng.randint(1000, 9999)}",
         "time": f"{rng.randint(6, 22)}:{rng.choice(('00', '15', '30', '45'))}",
         "day": rng.choice(ask["days"]),
+        "code": invent.code(rng),
     }[kind]
-    slots = {"value": value, "name": rng.choice(ask["names"]), "thing": rng.choice(members("clothes", lang))}
+    slots = {"value": value, "name": invent.person(rng, lang), "thing": rng.choice(members("clothes", lang))}
     sentence = pick(rng, text[f"{kind}_text"], **slots)
     user = pick(rng, text[f"{kind}_ask"], text=sentence)
     return Exchange(

@@ -2,7 +2,7 @@
 
 import random
 
-from minigen import numbers, reading, strings, words
+from minigen import invent, numbers, reading, strings, words
 from minigen.exchange import Exchange, Topic
 from minigen.rough import roughen
 from minigen.templates import phrases, pick, talk_section
@@ -13,28 +13,28 @@ SINGLE: tuple[tuple[int, Topic], ...] = (
     (3, numbers.spoken),
     (4, numbers.beyond),
     (3, numbers.word_problem),
-    (5, numbers.counting),
-    (4, numbers.comparing),
-    (4, numbers.units),
-    (3, numbers.calendar),
+    (8, numbers.counting),
+    (6, numbers.comparing),
+    (5, numbers.units),
+    (5, numbers.calendar),
     (7, words.capitals),
     (4, words.opposites),
     (18, words.translation),
-    (4, words.grouping),
-    (4, words.letters),
-    (6, reading.extraction),
+    (7, words.grouping),
+    (8, words.letters),
+    (7, reading.extraction),
     (3, reading.sentiment),
-    (5, reading.comprehension),
+    (7, reading.comprehension),
     (5, reading.poem),
     (4, reading.continue_story),
     (4, reading.tell_story),
-    (8, strings.fact),
-    (3, strings.sorting),
+    (10, strings.fact),
+    (8, strings.sorting),
     (2, strings.adding_up),
-    (4, strings.copying),
-    (3, strings.listing),
+    (9, strings.copying),
+    (6, strings.listing),
     (2, strings.english_forms),
-    (3, strings.details),
+    (5, strings.details),
 )
 # How often small-talk sections come up; 1 where nothing is said. "unknown" is a file of its own.
 TALK_WEIGHT = {
@@ -57,11 +57,16 @@ def unknown(rng: random.Random, lang: str) -> Exchange:
     """A question about the wide world, which the model admits not to know."""
     text = phrases(f"unknown_{lang}")
     slots = {name: rng.choice(values) for name, values in text.items() if name not in ("ask", "answer")}
-    return Exchange(topic="unknown", user=pick(rng, text["ask"], **slots), answer=pick(rng, text["answer"]))
+    if rng.random() < 0.25:  # nobody can know them, and neither a list of names nor their sound gives them away
+        slots |= {"person": invent.person(rng, lang), "place": invent.place(rng, lang)}
+    user = pick(rng, text["ask"], **slots)
+    if rng.random() < 0.12:
+        user = pick(rng, phrases(f"ask_{lang}")["capital"], country=invent.place(rng, lang))
+    return Exchange(topic="unknown", user=user, answer=pick(rng, text["answer"]), expect="\t".join(text["answer"]))
 
 
 def any_topic(rng: random.Random, lang: str) -> Exchange:
     """A single exchange from the whole world of the model."""
-    if rng.random() < 0.28:
+    if rng.random() < 0.24:
         return roughen(rng, lang, talk(rng, lang))
     return roughen(rng, lang, rng.choices([t for _, t in SINGLE], [w for w, _ in SINGLE])[0](rng, lang))

@@ -2,6 +2,7 @@
 
 import random
 
+from minigen import invent
 from minigen.exchange import Exchange
 from minigen.templates import LANGUAGES, phrases, pick, rows
 
@@ -84,10 +85,13 @@ def grouping(rng: random.Random, lang: str) -> Exchange:
     name = group_name(group, lang, many=True)
     if kind == "odd_one":
         odd, shown = rng.choice(members(other, lang)), rng.sample(members(group, lang), 3)
-        listed = join(rng.sample([*shown, odd], 4), lang)
+        four = rng.sample([*shown, odd], 4)
+        listed = join(four, lang)
         user = pick(rng, words[kind], list=listed)
-        answer = pick(rng, words["odd_one_answer"], result=odd, group=name)
-        return Exchange(topic="odd_one", user=user, answer=sentence(answer), expect=odd)
+        # One word after the other first: a small model cannot compare four groups that it has not named.
+        work = join([f"{w}: {group_name(other if w == odd else group, lang, many=True)}" for w in four], lang)
+        answer = sentence(pick(rng, words["odd_one_answer"], result=odd, group=name))
+        return Exchange(topic="odd_one", user=user, answer=f"{work}\n{answer}", expect=odd)
     n = rng.randint(2, 5)
     user = pick(rng, words[kind], n=n, group=name)
     end = {"en": ".", "zh": "。", "ko": "입니다."}[lang]
@@ -98,12 +102,16 @@ def letters(rng: random.Random, lang: str) -> Exchange:
     """Spelling, reversing, first and last letter, length of a short word."""
     words = phrases(f"ask_{lang}")
     kind = rng.choice(("spell", "reverse", "first_letter", "last_letter", "length"))
-    limit = 4 if kind == "reverse" else 7
+    limit = 5 if kind == "reverse" else 7
     column = COLUMN["ko"] if lang == "ko" and kind != "spell" else COLUMN["en"]
     pool = [r[column] for r in rows("words") if 2 <= len(r[column]) <= limit and " " not in r[column]]
     word = rng.choice(pool)
+    if rng.random() < 0.4:
+        made = invent.word(rng, lang if column == COLUMN["ko"] else "en")
+        word = made if len(made) <= limit else word
+    spelled = "-".join(word.upper())
     result = {
-        "spell": "-".join(word.upper()),
+        "spell": spelled,
         "reverse": word[::-1],
         "first_letter": word[0],
         "last_letter": word[-1],
@@ -111,6 +119,8 @@ def letters(rng: random.Random, lang: str) -> Exchange:
     }[kind]
     user = pick(rng, words[kind], word=word)
     answer = pick(rng, words[f"{kind}_answer"], word=word, result=result)
+    if kind in ("reverse", "length", "last_letter"):  # spelled first: letters are not seen inside a token
+        answer = f"{spelled}\n{answer}"
     return Exchange(topic="letters", user=user, answer=answer, key=f"{kind}:{word}", expect=result)
 
 
