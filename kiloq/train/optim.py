@@ -4,11 +4,14 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from kiloq.errors import ConfigError
+
+from .muon import MuonAdamW
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,10 +19,11 @@ class OptimConfig:
     """AdamW (arXiv 1711.05101) under a warm-up and a cosine that ends at `floor` times the peak.
 
     `steps` 0 means as many as the recipe's `epochs` take. `warmup_ratio`, where it is set, is the share of all steps
-    that warm up.
+    that warm up. `kind` "muon" moves the matrices that multiply by orthogonalised momentum, at the same rate.
     """
 
     lr: float
+    kind: Literal["adamw", "muon"] = "adamw"
     steps: int = 0
     warmup_steps: int = 100
     warmup_ratio: float | None = None
@@ -48,14 +52,26 @@ def with_steps(config: OptimConfig, epochs: float, *, epoch_tokens: int, step_to
     return dataclasses.replace(config, steps=steps, warmup_steps=warmup)
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW whose decay touches only matrices that multiply; embeddings, norms and biases keep their size."""
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The decay touches only matrices that multiply; embeddings, norms and biases keep their size."""
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             # An embedding row moves only when its token occurs; decay would shrink rare tokens to nothing.
             (decayed if parameter.ndim >= 2 and not name.startswith("embed.") else kept).append(parameter)
+    if config.kind == "muon":
+        # The head is an embedding turned round: its rows are tokens, which AdamW suits.
+        tokens = [p for n, p in model.named_parameters() if n.startswith("head.") and p.requires_grad]
+        matrices = [p for p in decayed if all(p is not token for token in tokens)]
+        return MuonAdamW(
+            matrices,
+            [*kept, *tokens],
+            lr=config.lr,
+            betas=config.betas,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+        )
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 

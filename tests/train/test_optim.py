@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -6,7 +7,7 @@ import torch
 
 from kiloq.errors import ConfigError
 from kiloq.model import Transformer
-from kiloq.train.optim import OptimConfig, clip_gradients, learning_rate, make_optimizer, with_steps
+from kiloq.train.optim import OptimConfig, clip_gradients, learning_rate, make_optimizer, set_learning_rate, with_steps
 
 
 def test_decay_shrinks_matrices_and_nothing_else(make_model: Callable[..., Transformer]) -> None:
@@ -18,6 +19,49 @@ def test_decay_shrinks_matrices_and_nothing_else(make_model: Callable[..., Trans
     shrunk = {name for name, parameter in model.named_parameters() if bool((parameter < 1).all())}
     matrices = ("qkv.weight", "out.weight", "gate_up.weight", "down.weight", "head.weight")
     assert shrunk == {name for name, _ in model.named_parameters() if name.endswith(matrices)}
+
+
+def with_random_gradients(model: Transformer, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def test_muon_moves_matrices_as_torchs_and_the_rest_by_adamw(make_model: Callable[..., Transformer]) -> None:
+    ours, theirs = make_model(), make_model()
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = make_optimizer(ours, OptimConfig(lr=0.02, kind="muon", weight_decay=0.1))
+    matrices = [p for n, p in theirs.named_parameters() if p.ndim == 2 and not n.startswith(("embed.", "head."))]
+    others = [p for p in theirs.parameters() if all(p is not matrix for matrix in matrices)]
+    oracles = [
+        torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=0.02, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+    ]
+    for step in range(3):
+        for model in (ours, theirs):
+            with_random_gradients(model, step)
+        for one in (optimizer, *oracles):
+            one.step()
+    assert matrices
+    for name, parameter in ours.named_parameters():
+        assert torch.equal(parameter, theirs.get_parameter(name)), name
+
+
+def test_muon_goes_on_from_its_saved_state(make_model: Callable[..., Transformer]) -> None:
+    config = OptimConfig(lr=0.02, kind="muon")
+    first, second = make_model(), make_model()
+    before = make_optimizer(first, config)
+    with_random_gradients(first, 0)
+    before.step()
+    second.load_state_dict(first.state_dict())
+    after = make_optimizer(second, config)
+    after.load_state_dict(copy.deepcopy(before.state_dict()))
+    for model, optimizer in ((first, before), (second, after)):
+        with_random_gradients(model, 1)
+        set_learning_rate(optimizer, 0.01)
+        optimizer.step()
+    for name, parameter in first.named_parameters():
+        assert torch.equal(parameter, second.get_parameter(name)), name
 
 
 def test_the_rate_warms_up_peaks_and_falls_to_the_floor() -> None:
