@@ -3,7 +3,7 @@
 import random
 from dataclasses import replace
 
-from minigen import numbers, words
+from minigen import invent, numbers, words
 from minigen.exchange import Message, Sample, draw
 from minigen.templates import LANGUAGES, phrases, pick, talk_section
 
@@ -37,7 +37,7 @@ def persona(rng: random.Random, lang: str, *, heldout: bool) -> Sample:
 def _named(rng: random.Random, lang: str) -> tuple[str, list[tuple[str, str]]]:
     """Plays somebody with a name and a part, and says so when asked."""
     text = phrases(f"persona_{lang}")
-    name, role = rng.choice(text["names"]), rng.choice(text["roles"])
+    name, role = rng.choice((rng.choice(text["names"]), invent.person(rng, lang))), rng.choice(text["roles"])
     system = pick(rng, text["name_system"], name=name, role=role)
     section = rng.choice(("name", "who", "greeting"))
     turns = [(pick(rng, talk_section(lang, section)[0]), pick(rng, text[f"name_{section}"], name=name, role=role))]
