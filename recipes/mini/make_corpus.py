@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import json
 import re
+import subprocess
 import tomllib
 import zlib
 from collections.abc import Iterator
@@ -107,9 +108,21 @@ def main() -> None:
             report.bytes_in += len(text.encode())
             corpus.keep(text, report)
         reports.append(report)
-    manifest = {"seed": args.seed, "sources": [vars(r) for r in reports], "files": corpus.write()}
+    manifest = {
+        "seed": args.seed,
+        "generator": commit(),
+        "sources": [vars(r) for r in reports],
+        "files": corpus.write(),
+    }
     (args.out / "manifest.json").write_text(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     print(mix_table(reports))
+
+
+def commit() -> str:
+    """The commit whose generator runs, with "+" where files differ from it; "" outside a git checkout."""
+    command = ["git", "-C", str(HERE), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
 
 
 def read_source(spec: dict[str, str], shared: Path, corpus: Corpus) -> SourceReport:
