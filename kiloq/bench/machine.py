@@ -1,9 +1,7 @@
-"""What is measured beside the model: memory bandwidth, peak memory, and which machine and versions these were."""
+"""What is measured beside the model: memory bandwidth, and which machine and versions these were."""
 
 import os
 import platform
-import resource
-import sys
 import time
 from datetime import date
 from importlib.metadata import version
@@ -47,30 +45,6 @@ def _copy_bandwidth(device: str) -> float:
         torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - begin)
     return 2 * len(source) / best
-
-
-def forget_peak(device: str = "cpu") -> None:
-    """Begin a new peak, where the system can: on Linux, and on a GPU. Elsewhere the peak is the process's."""
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    # proc(5): 5 resets the peak resident set size to what is resident now.
-    clear = Path("/proc/self/clear_refs")
-    if clear.exists():
-        clear.write_text("5")
-
-
-def peak_bytes(device: str = "cpu") -> int:
-    """The most memory in use since `forget_peak`: resident in the whole process, or taken from a GPU."""
-    if device != "cpu":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def describe_machine(device: str = "cpu") -> dict[str, str]:

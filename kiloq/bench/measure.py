@@ -13,8 +13,8 @@ from kiloq.cache import BLOCK_SIZE
 from kiloq.engine import Engine, EngineConfig, SamplingParams
 from kiloq.model import ModelConfig, Transformer
 from kiloq.ops.layout import PackedWeight
+from kiloq.train.meter import forget_peak, peak_bytes
 
-from .machine import forget_peak, peak_bytes
 from .percentiles import percentile
 
 

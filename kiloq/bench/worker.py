@@ -70,7 +70,9 @@ def run_job(job: Job) -> Iterator[dict[str, object]]:
     """One result for each cell, as soon as it is known."""
     import torch
 
-    from .machine import describe_machine, forget_peak, memory_bandwidth, peak_bytes
+    from kiloq.train.meter import forget_peak, peak_bytes
+
+    from .machine import describe_machine, memory_bandwidth
     from .measure import Cell, OutOfMemoryError, cache_bytes, measure, weight_bytes
 
     _check(job)

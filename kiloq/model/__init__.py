@@ -4,7 +4,7 @@ from .attend import Attend, PackedAttend
 from .config import ModelConfig
 from .rope import Rope, Rotation, ntk_alpha, rotate
 from .rope_config import RopeConfig
-from .transformer import EmbeddingFactory, LinearFactory, TokenTable, Transformer
+from .transformer import EmbeddingFactory, LinearFactory, Recompute, TokenTable, Transformer
 
 __all__ = [
     "Attend",
@@ -12,6 +12,7 @@ __all__ = [
     "LinearFactory",
     "ModelConfig",
     "PackedAttend",
+    "Recompute",
     "Rope",
     "RopeConfig",
     "Rotation",

@@ -5,13 +5,14 @@ Tokens lie flat, [T], sequences end to end; how they see each other is handed in
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from kiloq import ops
 
@@ -21,6 +22,10 @@ from .rope import Rope, Rotation, ntk_alpha, rotate
 
 LinearFactory = Callable[[str, int, int, bool], nn.Module]
 """(name in the model, in features, out features, has bias) -> the module that multiplies."""
+
+
+Recompute = Literal["none", "selective", "full"]
+"""What a block computes again in the backward pass instead of keeping it: nothing, all but its products, or all."""
 
 
 class TokenTable(Protocol):
@@ -52,7 +57,7 @@ class Transformer(nn.Module):
         super().__init__()
         make = linear or _dense
         self.config = config
-        self.checkpointing = False  # recompute each block in the backward pass: less memory, a third more time
+        self.checkpointing: Recompute = "none"
         self.rope = Rope(config)
         self.embed = (embedding or Embedding)("embed", config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config, layer, make) for layer in range(config.num_layers))
@@ -68,10 +73,12 @@ class Transformer(nn.Module):
         """ids: [T] -> hidden states after the final norm, [T, hidden_size]."""
         x = self.embed(ids)
         for block in self.blocks:
-            if self.checkpointing and self.training:
+            if self.checkpointing == "none" or not torch.is_grad_enabled():
+                x = block(x, rotation, attend)
+            elif self.checkpointing == "full":
                 x = checkpoint(block, x, rotation, attend, use_reentrant=False)
             else:
-                x = block(x, rotation, attend)
+                x = checkpoint(block, x, rotation, attend, use_reentrant=False, context_fn=_keeping_products)
         normed: Tensor = self.norm(x)
         return normed
 
@@ -216,3 +223,22 @@ class Linear(nn.Linear):
 
 def _dense(name: str, in_features: int, out_features: int, bias: bool) -> nn.Module:
     return Linear(in_features, out_features, bias=bias)
+
+
+_PRODUCTS = {
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+}
+
+
+def _what_to_keep(_context: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if op in _PRODUCTS else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+# Norms, rotations and activations are cheap to compute again and hold most of a block's memory (arXiv 2205.05198).
+_keeping_products = partial(create_selective_checkpoint_contexts, _what_to_keep)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kiloq.model import Transformer
+from kiloq.model import Recompute, Transformer
 
 from .data import Batch
 from .losses import ChunkLoss, chunked_cross_entropy, softmax_loss
@@ -37,7 +37,9 @@ class Forward:
     Moves the model to the runtime's device. Weights keep their type; products run in the runtime's.
     """
 
-    def __init__(self, model: Transformer, runtime: Runtime, *, seq_len: int, checkpointing: bool = False) -> None:
+    def __init__(
+        self, model: Transformer, runtime: Runtime, *, seq_len: int, checkpointing: Recompute = "none"
+    ) -> None:
         self.model = model.to(runtime.device)
         self.model.checkpointing = checkpointing
         self.runtime, self.seq_len = runtime, seq_len

@@ -1,35 +1,47 @@
-"""A run's log: JSONL and TensorBoard files for machines, one line at a time on stderr for people."""
+"""A run's log: JSONL, TensorBoard and Weights & Biases for machines, one line at a time on stderr for people."""
 
+import hashlib
 import json
 import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Literal
+
+from kiloq.errors import ConfigError
+
+Report = Literal["tensorboard", "wandb"]
+_Sink = Callable[[int, dict[str, float]], None]
 
 
 class Journal:
-    """Writes to `folder`/log.jsonl and, where TensorBoard is installed, to `folder`/tensorboard.
+    """Writes to `folder`/log.jsonl and to what `report` names: TensorBoard's files lie in `folder`/tensorboard.
 
-    Lines after `step` are dropped first: they belong to a run that was killed before it saved.
+    Lines after `step` are dropped first: they belong to a run that was killed before it saved. On a terminal a line
+    below the log shows how far the run of `steps` steps is.
     """
 
-    def __init__(self, folder: Path, *, step: int) -> None:
+    def __init__(self, folder: Path, *, step: int, steps: int = 0, report: Sequence[Report] = ()) -> None:
         self.path = folder / "log.jsonl"
         self.path.touch()
         lines = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
         unfinished = self.path.with_suffix(".tmp")
         unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         unfinished.replace(self.path)
-        self.file = self.path.open("a", encoding="utf-8")
-        self.board = _tensorboard(folder, step)
+        with ExitStack() as opening:
+            self.file = opening.enter_context(self.path.open("a", encoding="utf-8"))
+            makers = {"tensorboard": _tensorboard, "wandb": _wandb}
+            self.sinks = [sink for name in report if (sink := makers[name](folder, step, opening)) is not None]
+            self.say, self.advance = _terminal(step, steps, opening) if sys.stderr.isatty() else (_line, _nothing)
+            self.closing = opening.pop_all()
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One record; flushed, so that a killed run has told all."""
         self.file.write(json.dumps({"step": step, **values}) + "\n")
         self.file.flush()
-        if self.board is not None:
-            for name, value in values.items():
-                self.board.add_scalar(name, value, step)
+        for sink in self.sinks:
+            sink(step, values)
 
     def note(self, step: int, text: str) -> None:
         """Something about the run that is worth keeping, told and recorded."""
@@ -37,19 +49,13 @@ class Journal:
         self.file.flush()
         self.say(text)
 
-    def say(self, text: str) -> None:
-        """One line for people."""
-        print(text, file=sys.stderr, flush=True)
-
     def __enter__(self) -> "Journal":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.file.close()
-        if self.board is not None:
-            self.board.close()
+        self.closing.close()
 
 
 def _step_of(line: str) -> float:
@@ -59,9 +65,51 @@ def _step_of(line: str) -> float:
         return float("inf")  # half a line from a killed run
 
 
-def _tensorboard(folder: Path, step: int) -> Any:
+def _line(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _nothing(_step: int) -> None:
+    pass
+
+
+def _terminal(step: int, steps: int, opening: ExitStack) -> tuple[Callable[[str], None], Callable[[int], None]]:
+    """How to tell a line above the live one, and how to move that."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = Console(stderr=True, highlight=False)
+    bar = Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console, transient=True)
+    opening.enter_context(bar)
+    task = bar.add_task("", total=steps, completed=step)
+    return (
+        lambda text: console.print(text, markup=False, soft_wrap=True),
+        lambda at: bar.update(task, completed=at),
+    )
+
+
+def _tensorboard(folder: Path, step: int, opening: ExitStack) -> _Sink | None:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        return None
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        return None  # it is what a recipe has without asking
+    board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+    opening.callback(board.close)
+
+    def write(at: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            board.add_scalar(name, value, at)
+
+    return write
+
+
+def _wandb(folder: Path, _step: int, opening: ExitStack) -> _Sink:
+    try:
+        import wandb
+    except ImportError as error:
+        raise ConfigError("loop.report names wandb, which is not installed: pip install 'kiloq[wandb]'.") from error
+    # One folder is one run there too: what goes on after a stop is drawn into the same curves.
+    own = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    run = wandb.init(project="kiloq", name=folder.name, id=own, dir=str(folder), resume="allow")
+    opening.callback(run.finish)
+    return lambda at, values: run.log(values, step=at)

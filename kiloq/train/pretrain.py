@@ -87,7 +87,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
     model = Transformer(model_config)
     model.init_weights(torch.Generator().manual_seed(config.seed))
     forward = Forward(
-        model, Runtime.choose(config.loop), seq_len=config.batch.seq_len, checkpointing=config.loop.checkpointing
+        model, Runtime.choose(config.loop), seq_len=config.batch.seq_len, checkpointing=config.loop.recompute
     )
     trainer = Trainer(
         model.requires_grad_(True),

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kiloq.errors import ConfigError
+from kiloq.model import Recompute
 
+from .journal import Report
 from .optim import OptimConfig
 
 
@@ -31,17 +33,31 @@ class BatchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """How a run goes about its steps; nothing here changes what is learned, except `precision`."""
+    """How a run goes about its steps; nothing here changes what is learned, except `precision` and `spike`.
+
+    `checkpointing` "selective" recomputes what is cheap in the backward pass, "full" whole blocks; true and false are
+    its older words for full and none. A step whose loss or gradient jumps is told (`spike` "warn"), told and left out
+    ("skip"), or ends the run before it harms ("stop"). `report` names what gets the figures besides log.jsonl.
+    """
 
     device: str = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
-    checkpointing: bool = False
+    checkpointing: Literal["none", "selective", "full", True, False] = "none"
+    spike: Literal["warn", "skip", "stop"] = "warn"
+    report: tuple[Report, ...] = ("tensorboard",)
     log_every: int = 10
     eval_every: int = 250
     eval_tokens: int = 65_536
     save_every: int = 250
     max_minutes: float | None = None
+
+    @property
+    def recompute(self) -> Recompute:
+        """`checkpointing` in today's words."""
+        if isinstance(self.checkpointing, bool):
+            return "full" if self.checkpointing else "none"
+        return self.checkpointing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,7 +94,7 @@ def sft(config: SftConfig) -> Outcome:
     changes = claim_folder(folder, to_toml(config))
     model = read_network(checkpoint)
     forward = Forward(
-        model, Runtime.choose(config.loop), seq_len=config.batch.seq_len, checkpointing=config.loop.checkpointing
+        model, Runtime.choose(config.loop), seq_len=config.batch.seq_len, checkpointing=config.loop.recompute
     )
     trainer = Trainer(
         model,

@@ -4,7 +4,7 @@ Only what is trained is kept: a frozen base is in its own checkpoint.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from kiloq.errors import CheckpointError
 
 @dataclass
 class Progress:
-    """How far a run is; saved with its state."""
+    """How far a run is; saved with its state. `recent` is what the watchdog compares a step with."""
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    recent: dict[str, list[float]] = field(default_factory=dict)
 
 
 def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:

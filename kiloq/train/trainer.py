@@ -14,13 +14,16 @@ from torch import Tensor, nn
 
 from kiloq.errors import ConfigError, NumericsError
 
+from .forward import Runtime
 from .journal import Journal
+from .meter import Meter, clock
 from .objective import B, Batches, Loss, Objective, Watch
 from .optim import learning_rate, make_optimizer, set_learning_rate
 from .parallel import Alone, Parallel
 from .run_folder import STATE_FILE
 from .settings import TrainConfig
 from .state import Progress, load_state, save_state, trained_parameters
+from .watchdog import remember, spike
 
 Outcome = Literal["finished", "paused"]
 
@@ -49,6 +52,7 @@ class Trainer(Generic[B]):
         if not trained_parameters(module):
             raise ConfigError("no parameter is to be trained; the recipe freezes all of them.")
         self.optimizer = make_optimizer(module, self.optim)
+        self.meter = Meter(module, Runtime.choose(self.loop), steps=self.optim.steps, world=self.parallel.world)
         self.progress = Progress()
         self.logged = Progress()  # where the last log line stood
         self.stop_asked = False
@@ -66,7 +70,9 @@ class Trainer(Generic[B]):
             self.batches.restore(stream)
         self.logged = replace(self.progress)
         started = time.monotonic()
-        with Journal(self.folder, step=self.progress.step) as journal, self._stopping_on_signals():
+        begin, steps, report = self.progress.step, self.optim.steps, self.loop.report
+        journal = Journal(self.folder, step=begin, steps=steps, report=report)
+        with journal, self._stopping_on_signals():
             for note in self.watch.notes:
                 journal.note(self.progress.step, note)
             while self.progress.step < self.optim.steps:
@@ -125,17 +131,36 @@ class Trainer(Generic[B]):
                 f"step {step + 1:,}: loss is {means['loss']}, gradient norm {norm}. The last good state is in "
                 f"{self.state_path}; lower optim.lr or use loop.precision = fp32, then run again."
             )
-        self.optimizer.step()
+        if self._is_fit(journal, {"loss": means["loss"], "grad_norm": norm}):
+            self.optimizer.step()
         self.optimizer.zero_grad()
         self.progress.step = step = step + 1
         self.progress.tokens += round(size)
         self.progress.seconds += time.monotonic() - began
+        journal.advance(step)
         if step % loop.log_every == 0 or step in (1, self.optim.steps):
             self._log(journal, means, lr=rate, grad_norm=norm)
         if self.watch.held and (step % loop.eval_every == 0 or step == self.optim.steps):
             self._report_held(journal)
         if step % loop.save_every == 0:
             self.save()
+
+    def _is_fit(self, journal: Journal, values: dict[str, float]) -> bool:
+        """Whether the step may be taken. Decided by what the state holds, so that a run that goes on decides alike."""
+        recent, number = self.progress.recent, self.progress.step + 1
+        found = spike(recent, values)
+        remember(recent, values)
+        if found is None:
+            return True
+        place = ", ".join(f"{key} {at}" for key, at in self.batches.state().items() if key in ("epoch", "index"))
+        told = f"step {number:,}: {found}; the data stood at {place or 'an unnamed place'}"
+        if self.loop.spike == "stop":
+            raise NumericsError(
+                f"{told}. Nothing was learned from it; the last saved state is in {self.state_path}. Look at the data "
+                "there, lower optim.lr, or set loop.spike to warn or skip, then run again."
+            )
+        journal.note(number, f"{told}; {'left out' if self.loop.spike == 'skip' else 'trained all the same'}")
+        return self.loop.spike == "warn"
 
     def _means(self, sums: "_Sums", count: float) -> dict[str, float]:
         totals = self.parallel.total(sums.values())
@@ -151,8 +176,14 @@ class Trainer(Generic[B]):
             journal.note(step, sample)
 
     def _log(self, journal: Journal, means: dict[str, float], *, lr: float, grad_norm: float) -> None:
-        speed = (self.progress.tokens - self.logged.tokens) / (self.progress.seconds - self.logged.seconds)
-        self.logged = replace(self.progress)
+        now, then = self.progress, self.logged
+        figures = self.meter.read(
+            step=now.step,
+            steps=now.step - then.step,
+            tokens=now.tokens - then.tokens,
+            seconds=now.seconds - then.seconds,
+        )
+        self.logged = replace(now)
         journal.write(
             self.progress.step,
             {
@@ -160,14 +191,16 @@ class Trainer(Generic[B]):
                 "lr": lr,
                 "grad_norm": grad_norm,
                 "tokens": self.progress.tokens,
-                "tokens_per_second": round(speed, 1),
                 "seconds": round(self.progress.seconds, 3),
+                **figures,
             },
         )
         shown = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
         journal.say(
             f"step {self.progress.step:,}/{self.optim.steps:,}  {shown}  lr {lr:.1e}  norm {grad_norm:.2f}  "
-            f"{speed / 1000:.1f}k tok/s  {self.progress.tokens / 1e6:.2f}M tokens"
+            f"{figures['tokens_per_second'] / 1000:.1f}k tok/s  MFU {figures['mfu']:.0%}  "
+            f"{figures['peak_memory'] / 2**30:.1f} GiB  {now.tokens / 1e6:.2f}M tokens  "
+            f"{clock(figures['eta_seconds'])} left"
         )
 
     @contextmanager

@@ -5,13 +5,14 @@ import random
 import pytest
 import torch
 
-from kiloq.bench.machine import forget_peak, memory_bandwidth, peak_bytes
+from kiloq.bench.machine import memory_bandwidth
 from kiloq.bench.measure import Cell, cache_bytes, engine_for, generate, measure, random_prompts
 from kiloq.bench.percentiles import percentile
 from kiloq.bench.random_weights import random_model
 from kiloq.bench.worker import Job, run_in_child, run_job
 from kiloq.errors import KiloqError
 from kiloq.model import ModelConfig, Transformer
+from kiloq.train.meter import forget_peak, peak_bytes
 
 
 @pytest.fixture(scope="module")

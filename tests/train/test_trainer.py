@@ -1,8 +1,10 @@
 import json
+import re
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from kiloq.errors import CheckpointError, ConfigError, DataError, NumericsError
 from kiloq.model import Transformer
 from kiloq.train.data import Batch, PackedBatches, TokenFolder, held_out_batches, write_tokens
 from kiloq.train.forward import Forward, Runtime
-from kiloq.train.objective import Watch, next_token
+from kiloq.train.objective import Loss, Watch, next_token
 from kiloq.train.optim import OptimConfig
 from kiloq.train.settings import BatchConfig, LoopConfig, TrainConfig
 from kiloq.train.state import load_state, save_state
@@ -44,7 +46,7 @@ def make_trainer(
         stream = PackedBatches([(corpus, 1.0)], seq_len=batch.seq_len, tokens=batch.tokens, seed=0)
         config = TrainConfig(batch=batch, optim=optim, loop=loop)
         model = make_model()
-        forward = Forward(model, Runtime.choose(loop), seq_len=batch.seq_len, checkpointing=loop.checkpointing)
+        forward = Forward(model, Runtime.choose(loop), seq_len=batch.seq_len, checkpointing=loop.recompute)
         return Trainer(model, next_token(forward), stream, folder=tmp_path / name, config=config, watch=watch)
 
     return make
@@ -156,8 +158,9 @@ def test_four_small_batches_make_the_step_of_one_large(make_trainer: Callable[..
         assert curve(four)[step] == pytest.approx(loss, abs=1e-6)
 
 
-def test_recomputing_blocks_changes_nothing(make_trainer: Callable[..., Trainer[Batch]]) -> None:
-    plain, frugal = make_trainer("plain"), make_trainer("frugal", loop=replace(LOOP, checkpointing=True))
+@pytest.mark.parametrize("what", ["selective", "full", True])
+def test_recomputing_blocks_changes_nothing(make_trainer: Callable[..., Trainer[Batch]], what: Any) -> None:
+    plain, frugal = make_trainer("plain"), make_trainer("frugal", loop=replace(LOOP, checkpointing=what))
     for trainer in (plain, frugal):
         trainer.run()
     assert curve(plain) == curve(frugal)
@@ -185,6 +188,62 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_state(
     assert weights_equal(resumed.module, straight.module)
 
 
+def spiked(trainer: Trainer[Batch], *, at: int) -> Trainer[Batch]:
+    """The batch of step `at` asks for what no data before it had: its loss and gradients jump."""
+    plain = trainer.objective
+
+    def objective(batch: Batch) -> Loss:
+        loss = plain(batch)
+        return Loss(loss.total * 40) if trainer.progress.step == at - 1 else loss
+
+    trainer.objective = objective
+    return trainer
+
+
+def notes(trainer: Trainer[Batch]) -> dict[int, str]:
+    lines = map(json.loads, (trainer.folder / "log.jsonl").read_text(encoding="utf-8").splitlines())
+    return {line["step"]: line["note"] for line in lines if "note" in line}
+
+
+LONGER = replace(OPTIM, steps=24)
+
+
+def test_a_step_that_jumps_is_told_with_its_place_in_the_data(make_trainer: Callable[..., Trainer[Batch]]) -> None:
+    trainer = spiked(make_trainer(optim=LONGER), at=20)
+    assert trainer.run() == "finished"
+    (told,) = notes(trainer).items()
+    assert told[0] == 20
+    assert re.fullmatch(
+        r"step 20: loss 91\.7 where the last 19 steps had 3\.17.*epoch \d+, index \d+.*all the same", told[1]
+    )
+
+
+def test_a_step_that_jumps_can_be_left_out(make_trainer: Callable[..., Trainer[Batch]]) -> None:
+    skipping = replace(LOOP, spike="skip")
+    left_out = spiked(make_trainer(optim=LONGER, loop=skipping), at=20)
+    left_out.optimizer.register_step_pre_hook(lambda *_: steps.append(left_out.progress.step + 1))
+    steps: list[int] = []
+    left_out.run()
+    assert steps == [step for step in range(1, 25) if step != 20]
+
+
+def test_a_run_that_goes_on_leaves_out_the_same_steps(make_trainer: Callable[..., Trainer[Batch]]) -> None:
+    skipping = replace(LOOP, spike="skip")
+    straight = spiked(make_trainer("straight", optim=LONGER, loop=skipping), at=20)
+    straight.run()
+    break_off(make_trainer("broken", optim=LONGER, loop=skipping), at=19)  # saved at 18
+    resumed = spiked(make_trainer("broken", optim=LONGER, loop=skipping), at=20)
+    resumed.run()
+    assert notes(resumed) == notes(straight) != {}
+    assert weights_equal(resumed.module, straight.module)
+
+
+def test_a_step_that_jumps_can_end_the_run(make_trainer: Callable[..., Trainer[Batch]]) -> None:
+    trainer = spiked(make_trainer(optim=LONGER, loop=replace(LOOP, spike="stop")), at=20)
+    with pytest.raises(NumericsError, match=r"step 20: loss .* saved state is in .* set loop\.spike"):
+        trainer.run()
+
+
 def test_held_out_loss_is_logged_and_does_not_disturb_training(
     make_trainer: Callable[..., Trainer[Batch]], corpus: TokenFolder
 ) -> None:
@@ -207,7 +266,10 @@ def test_each_step_logs_what_people_ask_for(make_trainer: Callable[..., Trainer[
     trainer.run()
     note, first, *_ = map(json.loads, (trainer.folder / "log.jsonl").read_text(encoding="utf-8").splitlines())
     assert note == {"step": 0, "note": "seven parameters"}
-    assert first.keys() == {"step", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "seconds"}
+    figures = {"tokens_per_second", "mfu", "peak_memory", "eta_seconds"}
+    assert first.keys() == {"step", "loss", "lr", "grad_norm", "tokens", "seconds", *figures}
+    assert 0 < first["mfu"] < 1
+    assert first["eta_seconds"] > 0
     assert (first["step"], first["tokens"]) == (1, 64)
     assert list((trainer.folder / "tensorboard").iterdir())
 
