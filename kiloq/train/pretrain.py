@@ -78,23 +78,21 @@ def pretrain(config: PretrainConfig) -> Outcome:
     tokenizer = Tokenizer.load(config.tokenizer)
     model_config = qwen1_config(config.model, tokenizer.size)
     changes = claim_folder(folder, to_toml(config))
+    runtime = Runtime.choose(config.loop)
+    batch = runtime.batch(config.batch)
     trained, held = _token_folders(config, tokenizer)
-    size = {"seq_len": config.batch.seq_len, "tokens": config.batch.tokens}
+    size = {"seq_len": batch.seq_len, "tokens": batch.tokens}
     stream = PackedBatches(trained, seed=config.seed, **size)
-    optim = with_steps(
-        config.optim, config.epochs, epoch_tokens=stream.epoch_tokens, step_tokens=config.batch.step_tokens
-    )
+    optim = with_steps(config.optim, config.epochs, epoch_tokens=stream.epoch_tokens, step_tokens=batch.step_tokens)
     model = Transformer(model_config)
     model.init_weights(torch.Generator().manual_seed(config.seed))
-    forward = Forward(
-        model, Runtime.choose(config.loop), seq_len=config.batch.seq_len, checkpointing=config.loop.recompute
-    )
+    forward = Forward(model, runtime, seq_len=batch.seq_len, checkpointing=config.loop.recompute)
     trainer = Trainer(
         model.requires_grad_(True),
         next_token(forward),
         stream,
         folder=folder,
-        config=TrainConfig(batch=config.batch, optim=optim, loop=config.loop),
+        config=TrainConfig(batch=batch, optim=optim, loop=config.loop),
         watch=Watch(
             held={n: partial(held_out_batches, f, limit=config.loop.eval_tokens, **size) for n, f in held.items()},
             notes=[f"{model_config.num_parameters:,} parameters, {stream.epoch_tokens:,} tokens an epoch", *changes],

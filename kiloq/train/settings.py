@@ -1,6 +1,6 @@
 """What any run may set: its batches, its optimiser, how it goes about its steps. Plain values; nothing is done here."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from kiloq.errors import ConfigError
@@ -29,6 +29,10 @@ class BatchConfig:
     def step_tokens(self) -> int:
         """Tokens of one optimiser step."""
         return self.tokens * self.accumulate
+
+    def by_rows(self) -> "BatchConfig":
+        """The same steps with one row a micro-batch."""
+        return replace(self, tokens=self.seq_len, accumulate=self.step_tokens // self.seq_len)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,30 +78,30 @@ def sft(config: SftConfig) -> Outcome:
     """Fine-tune `config.model`, or go on where the run in `config.out` stopped; export when the last step is done."""
     folder = Path(config.out)
     checkpoint = open_checkpoint(config.model)
+    runtime = Runtime.choose(config.loop)
+    batch = runtime.batch(config.batch)
     fmt = chat_format_for(checkpoint.config.family, checkpoint.folder)
-    make = partial(Samples, checkpoint.tokenizer, fmt, seq_len=config.batch.seq_len, mask=config.mask, long=config.long)
+    make = partial(Samples, checkpoint.tokenizer, fmt, seq_len=batch.seq_len, mask=config.mask, long=config.long)
     samples = make()
     sources = [(_read(samples, source.path), source.repeat) for source in config.data]
-    pack = partial(PackedSamples, seq_len=config.batch.seq_len, tokens=config.batch.tokens, seed=config.seed)
+    pack = partial(PackedSamples, seq_len=batch.seq_len, tokens=batch.tokens, seed=config.seed)
     stream = pack(sources, filler=checkpoint.tokenizer.end_of_text_id)
     held = {one.name: pack([(_read(make(), one.path), 1.0)], filler=stream.filler) for one in config.held}
     optim = with_steps(
         config.optim,
         config.epochs,
-        epoch_tokens=len(stream) * config.batch.seq_len,
-        step_tokens=config.batch.step_tokens,
+        epoch_tokens=len(stream) * batch.seq_len,
+        step_tokens=batch.step_tokens,
     )
     changes = claim_folder(folder, to_toml(config))
     model = read_network(checkpoint)
-    forward = Forward(
-        model, Runtime.choose(config.loop), seq_len=config.batch.seq_len, checkpointing=config.loop.recompute
-    )
+    forward = Forward(model, runtime, seq_len=batch.seq_len, checkpointing=config.loop.recompute)
     trainer = Trainer(
         model,
         next_token(forward),
         stream,
         folder=folder,
-        config=TrainConfig(batch=config.batch, optim=optim, loop=config.loop),
+        config=TrainConfig(batch=batch, optim=optim, loop=config.loop),
         watch=Watch(
             held={name: partial(_one_pass, packed, config.loop.eval_tokens) for name, packed in held.items()},
             notes=[f"{samples.tally}; {len(stream):,} rows of an epoch {100 * stream.filled:.1f} % full", *changes],

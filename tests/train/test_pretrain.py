@@ -73,7 +73,7 @@ following = pretrain.PackedBatches.next_batch
 def next_batch(self):
     global asked
     asked += sys._getframe(1).f_code.co_name != "held_out_batches"
-    if asked == 8:
+    if asked == 30:  # of four rows a step
         os.kill(os.getpid(), signal.SIGKILL)
     return following(self)
 pretrain.PackedBatches.next_batch = next_batch

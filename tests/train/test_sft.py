@@ -92,3 +92,30 @@ def test_a_fault_in_the_data_comes_before_the_first_step(config: SftConfig) -> N
     with pytest.raises(DataError, match="holds no rows"):
         sft(config)
     assert not Path(config.out).exists()
+
+
+def test_how_a_step_is_split_into_micro_batches_changes_no_bit(config: SftConfig, tmp_path: Path) -> None:
+    def trained(tokens: int, accumulate: int) -> tuple[dict[str, torch.Tensor], list[float]]:
+        run = replace(
+            config,
+            out=str(tmp_path / f"{accumulate}"),
+            batch=BatchConfig(seq_len=160, tokens=tokens, accumulate=accumulate),
+            optim=replace(config.optim, steps=5),
+            loop=replace(config.loop, log_every=1),
+        )
+        sft(run)
+        state = torch.load(Path(run.out) / "state.pt", weights_only=True)
+        return state["model"], [line["loss"] for line in log_of(run) if "loss" in line]
+
+    rows = [
+        {"instruction": f"{question} {i}", "output": answer * (i + 1)}
+        for i in range(4)
+        for question, answer in TALK.items()
+    ]
+    Path(config.data[0].path).write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    expected, losses = trained(640, 1)
+    assert len(losses) == 5
+    for tokens, accumulate in ((160, 4), (320, 2)):
+        weights, same = trained(tokens, accumulate)
+        assert same == losses
+        assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
