@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from .convert import convert_checkpoint
     from .generation import GenerationDefaults
     from .hub import bundled, download, resolve
-    from .load import load_dense, load_model
+    from .load import load_dense, load_frozen, load_model
     from .reader import Checkpoint, open_checkpoint
     from .writer import save_checkpoint
 
@@ -20,6 +20,7 @@ _HOME = {
     "convert_checkpoint": "convert",
     "download": "hub",
     "load_dense": "load",
+    "load_frozen": "load",
     "load_model": "load",
     "open_checkpoint": "reader",
     "read_adapter": "adapter",
@@ -34,6 +35,7 @@ __all__ = [
     "convert_checkpoint",
     "download",
     "load_dense",
+    "load_frozen",
     "load_model",
     "open_checkpoint",
     "read_adapter",

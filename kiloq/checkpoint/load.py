@@ -4,14 +4,16 @@ import time
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kiloq import ops
 from kiloq.errors import ConfigError
 from kiloq.model import Transformer
 from kiloq.ops.layout import PackedWeight, QuantWeight
+from kiloq.quant.frozen import FrozenHead, FrozenLinear, FrozenTable
 from kiloq.quant.grid import fit, rtn
 from kiloq.quant.linear import Packed, QuantEmbedding, QuantLinear
+from kiloq.quant.nf4 import Nf4Weight, block_for, quantize_nf4
 from kiloq.quant.pack import stack
 
 from .packed_file import packed_file
@@ -19,6 +21,7 @@ from .reader import Checkpoint
 from .weights import DTYPES, Weights, empty_model
 
 Quantization = Literal["int8", "int4"]
+FrozenKind = Literal["auto", "int8", "int4", "nf4"]
 
 LONG_LOAD = 5.0  # seconds; what takes longer is kept for the next time
 WORTH_KEEPING = 100_000_000  # bytes; a small model is slow to load only while the machine is busy
@@ -68,6 +71,61 @@ def load_dense(
     """
     weights = Weights(checkpoint.folder, checkpoint.config, checkpoint.quantization)
     return _dense(weights, _target_dtype(dtype, weights), device)
+
+
+def load_frozen(
+    checkpoint: Checkpoint,
+    *,
+    kind: FrozenKind = "auto",
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "cpu",
+) -> Transformer:
+    """The model in few bits, for training what is put beside it (Q-LoRA): gradients flow through, none are kept.
+
+    "auto" keeps the codes of a quantised checkpoint; the other kinds round one of 16 bits, matrix by matrix: memory
+    peaks at the codes plus one matrix. Embedding and head stay in `dtype`, norms and biases in fp32.
+    """
+    weights = Weights(checkpoint.folder, checkpoint.config, checkpoint.quantization)
+    if weights.is_quantized != (kind == "auto"):
+        raise ConfigError(
+            f"quantization is {kind!r}, but {checkpoint.folder} is quantised already; leave it out to use it as it is."
+            if weights.is_quantized
+            else f"{checkpoint.folder} is not quantised, so that it has no codes to keep; ask for int8, int4 or nf4."
+        )
+    target = _target_dtype(dtype, weights)
+
+    def matrix(name: str, columns: int, rows: int, bias: bool) -> nn.Module:
+        found: QuantWeight | Nf4Weight | None = None
+        if name != "head":
+            stored = f"{name}.weight"
+            found = (
+                weights.read_codes(stored)
+                if kind == "auto"
+                else _round(weights.read(stored, dtype=weights.dtype, device=device), kind)
+            )
+        if found is None:  # the head, or a layer that the file's maker left in 16 bits
+            with torch.device("meta"):
+                return FrozenHead(columns, rows, bias=bias)
+        return FrozenLinear(found, torch.empty(rows) if bias else None).to(device)
+
+    def table(name: str, rows: int, columns: int) -> FrozenTable:
+        with torch.device("meta"):
+            return FrozenTable(name, rows, columns)
+
+    model = Transformer(checkpoint.config, linear=matrix, embedding=table)
+    state = {}
+    for name, parameter in model.named_parameters():
+        # One row of numbers is computed with in fp32, and costs nothing.
+        state[name] = weights.read(name, dtype=target if parameter.ndim == 2 else torch.float32, device=device)
+    weights.check_tied_head(state["embed.weight"])
+    model.load_state_dict(state, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def _round(matrix: Tensor, kind: FrozenKind) -> QuantWeight | Nf4Weight:
+    if kind == "nf4" and block_for(matrix.shape[1]):
+        return quantize_nf4(matrix)
+    return round_rows(matrix, "int4" if kind == "int4" else "int8")
 
 
 def _dense(weights: Weights, dtype: torch.dtype, device: str | torch.device) -> Transformer:

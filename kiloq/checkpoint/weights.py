@@ -14,7 +14,7 @@ from kiloq.model import ModelConfig, Transformer
 from kiloq.ops.layout import QuantWeight
 from kiloq.quant.config import FileQuantization
 from kiloq.quant.grid import Scheme, rtn
-from kiloq.quant.pack import Codes, dequantize, for_kernels, stack
+from kiloq.quant.pack import Codes, as_stored, dequantize, for_kernels, stack
 
 from .files import StoredTensor, find_tensors, read_tensor
 from .names import Part, is_harmless, layer_of, parts
@@ -78,6 +78,13 @@ class Weights:
             # 8 bits in groups: no kernel has them, and a scale for each row costs little beside what 8 bits lost.
             found.append(for_kernels(codes) or rtn(dequantize(codes), Scheme(bits=8, group_size=None)))
         return stack(found, name)
+
+    def read_codes(self, name: str) -> QuantWeight | None:
+        """A weight matrix in the very codes of its files; None where any of its parts has none."""
+        listed = self._parts[name]
+        if any(part in self._plain for part in listed):
+            return None
+        return stack([as_stored(self._codes(part)) for part in listed], name)
 
     def _codes(self, part: Part) -> Codes:
         assert self.scheme is not None

@@ -23,8 +23,9 @@ STEP = 64  # columns are padded to a multiple of this
 class QuantWeight:
     """w[j, i] = scales[j, i // group_size] * (codes[j, i] - zeros[j, i // group_size]), N outputs by K inputs.
 
-    int4: codes uint8 0..15, zeros uint8, 8 for all where `zeros` is None. int8: codes int8 -127..127, one scale a row
-    (group_size K) and no zeros. `order` [K] int32, for act-order files: column j multiplies input order[j].
+    int4: codes uint8 0..15, zeros uint8, 8 for all where `zeros` is None. int8: codes int8; kernels take one scale a
+    row (group_size K) and no zeros, files may have groups and int8 zeros. `order` [K] int32, for act-order files:
+    column j multiplies input order[j].
     """
 
     kind: Literal["int8", "int4"]

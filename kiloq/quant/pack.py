@@ -138,6 +138,21 @@ def for_kernels(found: Codes) -> QuantWeight | None:
     )
 
 
+def as_stored(found: Codes) -> QuantWeight:
+    """The same numbers, with 8 bits in groups and with zeros too, which no kernel has."""
+    if (kept := for_kernels(found)) is not None:
+        return kept
+    zeros = None if found.zeros is None else (found.zeros - 128).to(torch.int8)
+    return QuantWeight(
+        kind="int8",
+        group_size=found.codes.shape[1] // found.scales.shape[1],
+        codes=(found.codes.to(torch.int16) - 128).to(torch.int8),
+        scales=found.scales,
+        zeros=zeros,
+        order=found.order,
+    )
+
+
 def stack(matrices: list[QuantWeight], name: str) -> QuantWeight:
     """Matrices that read the same inputs as one, row after row; refused where they read them in different orders."""
     first = matrices[0]
@@ -152,9 +167,10 @@ def stack(matrices: list[QuantWeight], name: str) -> QuantWeight:
     if len({(one.kind, one.group_size) for one in matrices}) > 1:
         raise CheckpointError(f"{name}: its parts are quantised differently, but are multiplied as one.")
     zeros = None
-    if any(one.zeros is not None for one in matrices):
+    if (some := next((one.zeros for one in matrices if one.zeros is not None), None)) is not None:
+        middle = 8 if first.kind == "int4" else 0
         zeros = torch.cat(
-            [torch.full_like(one.scales, 8).byte() if one.zeros is None else one.zeros for one in matrices]
+            [torch.full_like(one.scales, middle).to(some) if one.zeros is None else one.zeros for one in matrices]
         )
     return QuantWeight(
         kind=first.kind,

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kiloq import ops
-from kiloq.checkpoint import load_dense, load_model, open_checkpoint
+from kiloq.checkpoint import load_dense, load_frozen, load_model, open_checkpoint
 from kiloq.errors import CheckpointError, ConfigError
 from kiloq.model import Transformer
 from kiloq.model.config import Family
@@ -175,6 +175,8 @@ def test_files_mean_what_their_format_says(family: Family, maker: Maker, write: 
     exact = explicit(folder, plain, tmp_path / "explicit")
     checkpoint = open_checkpoint(folder)
     assert torch.allclose(load_dense(checkpoint, dtype="float32").logits(IDS), exact.logits(IDS), atol=1e-3, rtol=0)
+    for dtype in ("float32", "auto"):  # the very codes, whatever the rest is kept in
+        assert torch.allclose(load_frozen(checkpoint, dtype=dtype).logits(IDS), exact.logits(IDS), atol=1e-3, rtol=0)
 
     model = load_model(checkpoint)
     assert is_packed(model)
