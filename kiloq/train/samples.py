@@ -1,8 +1,7 @@
 """Rows become samples (ids and what of them is trained), and samples become packed batches."""
 
-import bisect
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -16,6 +15,7 @@ from kiloq.tokenizer import Tokenizer
 from .conversations import Conversation, round_ends
 from .data import Batch, flat
 from .losses import IGNORE
+from .packing import Epochs, into_rows
 from .preferences import Judged, Pair
 from .rows import Fault, refuse_faults
 from .texts import Document
@@ -25,7 +25,6 @@ Long = Literal["cut", "drop", "error"]
 
 Ids = npt.NDArray[np.integer[Any]]
 Made = TypeVar("Made")
-_WINDOW = 1024  # samples that are packed together: enough to fill rows, few enough to stay in shuffled order
 
 
 class Placed(Protocol):
@@ -214,81 +213,59 @@ class PackedSamples:
         self, sources: Sequence[tuple[Sequence[Sample], float]], *, seq_len: int, tokens: int, seed: int, filler: int
     ) -> None:
         self.samples = [sample for samples, _ in sources for sample in samples]
-        self.repeats = np.concatenate([np.full(len(samples), repeat) for samples, repeat in sources])
-        self.seq_len, self.rows, self.seed, self.filler = seq_len, tokens // seq_len, seed, filler
-        self.epoch, self.index = 0, 0
-        self.plan = self._pack()
-        self.fingerprint = zlib.crc32(b"".join(sample.ids.tobytes() for sample in self.samples))
+        self.seq_len, self.rows, self.filler = seq_len, tokens // seq_len, filler
+        self.lengths = [len(sample.ids) for sample in self.samples]
+        self.epochs = Epochs(
+            repeats_of(sources),
+            lambda items: into_rows(items, self.lengths, seq_len),
+            seed=seed,
+            fingerprint=zlib.crc32(b"".join(sample.ids.tobytes() for sample in self.samples)),
+        )
 
     def __len__(self) -> int:
         """Rows of this epoch."""
-        return len(self.plan)
+        return len(self.epochs.plan)
 
     @property
     def filled(self) -> float:
         """The share of this epoch's places that hold samples."""
-        used = sum(len(self.samples[i].ids) for row in self.plan for i in row)
-        return used / (len(self.plan) * self.seq_len)
+        used = sum(self.lengths[i] for row in self.epochs.plan for i in row)
+        return used / (len(self) * self.seq_len)
 
     def state(self) -> dict[str, Any]:
         """Where the stream stands; give it to `restore`."""
-        return {"epoch": self.epoch, "index": self.index, "fingerprint": self.fingerprint}
+        return self.epochs.state()
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on exactly after the batch at which `state` was taken; refused if the data is not the same."""
-        if state["fingerprint"] != self.fingerprint:
-            raise DataError("the training data is not what this run began with; use another out folder.")
-        self.epoch, self.index = state["epoch"], state["index"]
-        self.plan = self._pack()
+        self.epochs.restore(state)
 
     def next_batch(self) -> Batch:
         """The next rows."""
-        return self._assemble([self._next_row() for _ in range(self.rows)])
+        rows = [self.epochs.next() for _ in range(self.rows)]
+        return assemble([[self.samples[at] for at in row] for row in rows], self.seq_len, self.filler)
 
-    def _next_row(self) -> list[int]:
-        if self.index == len(self.plan):
-            self.epoch, self.index = self.epoch + 1, 0
-            self.plan = self._pack()
-        self.index += 1
-        return self.plan[self.index - 1]
+    def one_pass(self, limit: int) -> Iterator[Batch]:
+        """About `limit` tokens from the beginning, always the same ones: for evaluation."""
+        self.epochs.rewind()
+        for _ in range(max(1, min(limit // self.seq_len, len(self)) // self.rows)):
+            yield self.next_batch()
 
-    def _pack(self) -> list[list[int]]:
-        """Shuffle, then fill rows with the samples of one window after another; the rows are shuffled again."""
-        random = np.random.default_rng([self.seed, self.epoch])
-        whole = self.repeats.astype(np.int64)
-        times = whole + (random.random(len(whole)) < self.repeats - whole)
-        order = random.permutation(np.repeat(np.arange(len(times)), times)).tolist()
-        if not order:
-            raise DataError("the data sources hold no samples; check their files and repeats.")
-        rows = [row for at in range(0, len(order), _WINDOW) for row in self._best_fit(order[at : at + _WINDOW])]
-        return [rows[i] for i in random.permutation(len(rows)).tolist()]
 
-    def _best_fit(self, window: list[int]) -> list[list[int]]:
-        """Longest first, each into the fullest row that it fits."""
-        rows: list[list[int]] = []
-        room: list[tuple[int, int]] = []  # (places left, row), ascending
-        for at in sorted(window, key=lambda i: -len(self.samples[i].ids)):
-            length = len(self.samples[at].ids)
-            fit = bisect.bisect_left(room, (length, 0))
-            if fit == len(room):
-                rows.append([])
-                left, row = self.seq_len, len(rows) - 1
-            else:
-                left, row = room.pop(fit)
-            rows[row].append(at)
-            bisect.insort(room, (left - length, row))
-        return rows
+def repeats_of(sources: Sequence[tuple[Sequence[object], float]]) -> npt.NDArray[np.float64]:
+    """Of each item of all sources, how often an epoch holds it."""
+    return np.concatenate([np.full(len(items), repeat) for items, repeat in sources])
 
-    def _assemble(self, rows: list[list[int]]) -> Batch:
-        ids, targets, positions, pieces = [], [], [], [0]
-        for row in rows:
-            samples = [self.samples[at] for at in row]
-            left = self.seq_len - sum(len(sample.ids) for sample in samples)
-            if left:
-                samples.append(Sample(np.full(left, self.filler), np.full(left, IGNORE)))
-            for sample in samples:
-                ids.append(sample.ids)
-                targets.append(sample.targets)
-                positions.append(np.arange(len(sample.ids)))
-                pieces.append(pieces[-1] + len(sample.ids))
-        return Batch(flat(ids), flat(targets), flat(positions), pieces)
+
+def assemble(rows: Sequence[Sequence[Sample]], seq_len: int, filler: int) -> Batch:
+    """Samples of each row end to end, each a piece; what is left of a row is an untrained piece of `filler`."""
+    ids, targets, positions, pieces = [], [], [], [0]
+    for row in rows:
+        left = seq_len - sum(len(sample.ids) for sample in row)
+        rest = [Sample(np.full(left, filler), np.full(left, IGNORE))] if left else []
+        for sample in (*row, *rest):
+            ids.append(sample.ids)
+            targets.append(sample.targets)
+            positions.append(np.arange(len(sample.ids)))
+            pieces.append(pieces[-1] + len(sample.ids))
+    return Batch(flat(ids), flat(targets), flat(positions), pieces)

@@ -1,7 +1,6 @@
 """Supervised fine-tuning: conversations and a checkpoint in, a checkpoint that answers out."""
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,6 @@ from kiloq.chat import chat_format_for
 from kiloq.checkpoint import Checkpoint, GenerationDefaults, open_checkpoint
 
 from .conversations import conversation
-from .data import Batch
 from .forward import Forward, Runtime
 from .network import read_network, write_network
 from .objective import Watch, next_token
@@ -103,7 +101,7 @@ def sft(config: SftConfig) -> Outcome:
         folder=folder,
         config=TrainConfig(batch=batch, optim=optim, loop=config.loop),
         watch=Watch(
-            held={name: partial(_one_pass, packed, config.loop.eval_tokens) for name, packed in held.items()},
+            held={name: partial(packed.one_pass, config.loop.eval_tokens) for name, packed in held.items()},
             notes=[f"{samples.tally}; {len(stream):,} rows of an epoch {100 * stream.filled:.1f} % full", *changes],
         ),
     )
@@ -125,11 +123,3 @@ def _answering(checkpoint: Checkpoint, answer: AnswerConfig) -> GenerationDefaul
 
 def _read(samples: Samples, path: str) -> list[Sample]:
     return samples.read(good_rows(Path(path), conversation))
-
-
-def _one_pass(packed: PackedSamples, limit: int) -> Iterator[Batch]:
-    """About `limit` tokens, always the same ones."""
-    packed.restore({"epoch": 0, "index": 0, "fingerprint": packed.fingerprint})
-    size = packed.rows * packed.seq_len
-    for _ in range(max(1, min(limit, len(packed) * packed.seq_len) // size)):
-        yield packed.next_batch()

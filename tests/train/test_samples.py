@@ -201,13 +201,13 @@ def test_sources_are_weighed_by_their_repeats() -> None:
     stream = PackedSamples(
         [(numbered([8] * 10), 2.0), (numbered([8] * 400), 0.25)], seq_len=8, tokens=8, seed=0, filler=0
     )
-    plan = [i for row in stream.plan for i in row]
+    plan = [i for row in stream.epochs.plan for i in row]
     assert all(plan.count(i) == 2 for i in range(10))
     assert 70 < sum(i >= 10 for i in plan) < 130
     first = {i for i in plan if i >= 10}
     for _ in range(len(stream) + 1):
         stream.next_batch()
-    assert {i for row in stream.plan for i in row if i >= 10} != first
+    assert {i for row in stream.epochs.plan for i in row if i >= 10} != first
 
 
 def test_the_stream_goes_on_exactly_from_its_state() -> None:
@@ -220,7 +220,7 @@ def test_the_stream_goes_on_exactly_from_its_state() -> None:
         again.restore(broken.state())
         broken = again
         assert torch.equal(straight.next_batch().ids, broken.next_batch().ids)
-    assert broken.epoch >= 2
+    assert broken.epochs.epoch >= 2
 
 
 def test_other_samples_than_at_the_start_are_refused() -> None:
