@@ -1,7 +1,7 @@
 """Pre-training: text files and a model's shape in, a base checkpoint in Qwen v1 layout out."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kiloq.checkpoint import GenerationDefaults
+from kiloq.checkpoint import GenerationDefaults, load_dense, open_checkpoint
 from kiloq.errors import ConfigError, DataError
 from kiloq.model import ModelConfig, RopeConfig, Transformer
 from kiloq.tokenizer import Tokenizer
@@ -59,10 +59,14 @@ class TextSource:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """A whole pre-training run; `out` is the run's folder. `epochs` counts where optim.steps is 0."""
+    """A whole pre-training run; `out` is the run's folder. `epochs` counts where optim.steps is 0.
+
+    `start` is a checkpoint of this shape and vocabulary whose weights the run begins with, instead of random ones.
+    """
 
     out: str
     tokenizer: str
+    start: str = ""
     seed: int = 0
     epochs: float = 1.0
     model: ShapeConfig = field(default_factory=ShapeConfig)
@@ -73,7 +77,7 @@ class PretrainConfig:
 
 
 def pretrain(config: PretrainConfig) -> Outcome:
-    """Train from random weights, or go on where the run in `config.out` stopped; export when the last step is done."""
+    """Train, or go on where the run in `config.out` stopped; export when the last step is done."""
     folder = Path(config.out)
     tokenizer = Tokenizer.load(config.tokenizer)
     model_config = qwen1_config(config.model, tokenizer.size)
@@ -84,8 +88,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
     size = {"seq_len": batch.seq_len, "tokens": batch.tokens}
     stream = PackedBatches(trained, seed=config.seed, **size)
     optim = with_steps(config.optim, config.epochs, epoch_tokens=stream.epoch_tokens, step_tokens=batch.step_tokens)
-    model = Transformer(model_config)
-    model.init_weights(torch.Generator().manual_seed(config.seed))
+    model = _first_weights(config, model_config)
     forward = Forward(model, runtime, seq_len=batch.seq_len, checkpointing=config.loop.recompute)
     trainer = Trainer(
         model.requires_grad_(True),
@@ -112,6 +115,19 @@ def pretrain(config: PretrainConfig) -> Outcome:
         )
         export(folder / "model", model, tokenizer, generation)
     return outcome
+
+
+def _first_weights(config: PretrainConfig, shape: ModelConfig) -> Transformer:
+    """Random weights, or those of the checkpoint that the run starts from."""
+    if not config.start:
+        model = Transformer(shape)
+        model.init_weights(torch.Generator().manual_seed(config.seed))
+        return model
+    checkpoint = open_checkpoint(config.start)
+    if checkpoint.config != shape:
+        names = [f.name for f in fields(shape) if getattr(shape, f.name) != getattr(checkpoint.config, f.name)]
+        raise ConfigError(f"start {config.start} has another {', '.join(names)} than the recipe; make them equal.")
+    return load_dense(checkpoint, dtype=torch.float32)
 
 
 def qwen1_config(shape: ShapeConfig, tokens: int) -> ModelConfig:

@@ -59,6 +59,19 @@ def test_a_run_is_repeated_from_its_own_folder(config: PretrainConfig, tmp_path:
     assert losses(str(tmp_path / "again")) == losses(config.out)
 
 
+def test_a_run_may_start_from_the_weights_of_another(config: PretrainConfig, tmp_path: Path) -> None:
+    pretrain(config)
+    start = Path(config.out) / "model"
+    still = replace(config.optim, lr=1e-9, steps=1)  # moves no bf16 weight
+    further = replace(config, out=str(tmp_path / "further"), start=str(start), optim=still)
+    pretrain(further)
+    before, after = (load_dense(open_checkpoint(folder)) for folder in (start, Path(further.out) / "model"))
+    assert all(torch.equal(value, after.get_parameter(name)) for name, value in before.named_parameters())
+    other = replace(further, out=str(tmp_path / "other"), model=replace(config.model, num_layers=1))
+    with pytest.raises(ConfigError, match="another num_layers"):
+        pretrain(other)
+
+
 def test_kill_minus_nine_loses_nothing_that_a_new_start_does_not_bring_back(
     config: PretrainConfig, tmp_path: Path
 ) -> None:
