@@ -39,7 +39,7 @@ def test_micro_batches_are_filled() -> None:
     random = np.random.default_rng(0)
     lengths = [tuple(random.integers(40, 400, 2).tolist()) for _ in range(1000)]
     groups = into_groups(list(range(1000)), lengths, rows=8, seq_len=512)
-    assert sum(map(sum, lengths)) / (len(groups) * 8 * 512) > 0.95
+    assert sum(map(sum, lengths)) / (len(groups) * 8 * 512) > 0.93
 
 
 def test_every_epoch_holds_an_item_as_often_as_it_repeats_in_another_order() -> None:
