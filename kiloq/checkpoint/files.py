@@ -4,7 +4,7 @@ import json
 import pickle
 import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +87,16 @@ def read_tensor(stored: StoredTensor) -> Tensor:
             tensor: Tensor = file.get_tensor(stored.name)
             return tensor
     return _load_bin(stored.file)[stored.name].detach()
+
+
+def map_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of one weight file, mapped: a value is read from the disk when it is looked at."""
+    if path.suffix != ".safetensors":
+        yield from _load_bin(path).items()
+        return
+    with _open_safetensors(path) as file:
+        for name in file.keys():  # noqa: SIM118  # not a dict: the handle itself cannot be iterated
+            yield name, file.get_tensor(name)
 
 
 def weight_files(folder: Path) -> list[Path]:

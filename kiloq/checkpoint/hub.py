@@ -86,7 +86,7 @@ def resolve(
         return folder
     if is_file:
         raise CheckpointError(f"'{model}' is a file; give the folder that holds config.json and the weights.")
-    if model in _bundled_names():
+    if model in bundled_names():
         return bundled(model)
     model_id = parse_id(model, hub=hub)
     cached = _CACHED[model_id.hub](model_id.repo, revision, _folder(cache_dir))
@@ -97,7 +97,7 @@ def resolve(
 
 def bundled(name: str = "kiloq-mini-chat") -> Path:
     """The folder of a model that ships with kiloq."""
-    names = _bundled_names()
+    names = bundled_names()
     if name not in names:
         known = ", ".join(names) or "none in this installation"
         raise CheckpointError(f"there is no bundled model '{name}'; there is {known}.")
@@ -159,6 +159,7 @@ def _bundled_folder() -> Path:
     return Path(__file__).parents[1] / "assets" / "mini"
 
 
-def _bundled_names() -> list[str]:
+def bundled_names() -> list[str]:
+    """What `bundled` takes."""
     folder = _bundled_folder()
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []

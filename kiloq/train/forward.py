@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from kiloq.model import Recompute, Transformer
+from kiloq.model.trained_rows import RowsEmbedding, RowsHead
 
 from .data import Batch
-from .losses import ChunkLoss, chunked_cross_entropy, softmax_loss
+from .losses import ChunkLoss, HeadMatrix, chunked_cross_entropy, softmax_loss
 from .row_attend import RowAttend
 from .settings import BatchConfig, LoopConfig
 
@@ -74,7 +75,15 @@ class Forward:
     def cross_entropy(self, batch: Batch) -> Tensor:
         """Summed over the batch's trained tokens, a scalar in fp32."""
         targets = batch.targets.to(self.runtime.device)
-        return chunked_cross_entropy(self(batch), head_weight(self.model), targets, chunk_loss=self.chunk_loss)
+        return chunked_cross_entropy(self(batch), head_of(self.model), targets, chunk_loss=self.chunk_loss)
+
+
+def head_of(model: Transformer) -> HeadMatrix:
+    """The head as losses take it: the matrix, and the rows that are trained in place of some of its own."""
+    table = model.embed if model.config.tie_embeddings else model.head
+    if isinstance(table, RowsEmbedding | RowsHead):
+        return HeadMatrix(table.weight, *table.rows.patch())
+    return HeadMatrix(head_weight(model))
 
 
 def head_weight(model: Transformer) -> Tensor:

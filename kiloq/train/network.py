@@ -1,22 +1,62 @@
 """The network that a run trains: read and made trainable at its start, written at its end. For every method alike."""
 
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from kiloq.checkpoint import Checkpoint, GenerationDefaults, load_dense
+from kiloq.checkpoint.fingerprint import Base
 from kiloq.model import Transformer
 
+from . import adapters
+from .adapters import AdapterConfig
+from .forward import Runtime
 from .run_folder import export
 
 
-def read_network(checkpoint: Checkpoint) -> Transformer:
-    """The checkpoint's network with fp32 weights; what the run trains requires gradients, the rest does not."""
-    return load_dense(checkpoint, dtype=torch.float32).requires_grad_(True)
+class NetworkRecipe(Protocol):
+    """What of any method's recipe decides its network."""
+
+    @property
+    def out(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def adapter(self) -> AdapterConfig | None: ...
 
 
-def write_network(out: Path, model: Transformer, checkpoint: Checkpoint, generation: GenerationDefaults) -> Path:
-    """Write what was trained below the run's folder `out`; where it is."""
-    folder = out / "model"
-    export(folder, model, checkpoint.tokenizer, generation)
-    return folder
+def read_network(recipe: NetworkRecipe, checkpoint: Checkpoint, runtime: Runtime) -> tuple[Transformer, str]:
+    """The checkpoint's network and a line on what of it is trained, which alone requires gradients and is fp32.
+
+    What an adapter leaves frozen is in the type that products run in; ConfigError where the run has begun on another
+    model.
+    """
+    if recipe.adapter is None:
+        model = load_dense(checkpoint, dtype=torch.float32).requires_grad_(True)
+    else:
+        adapters.claim_base(Path(recipe.out), Base.of(checkpoint.folder, recipe.model))
+        model = load_dense(checkpoint, dtype=runtime.dtype)
+        torch.manual_seed(recipe.seed)  # of dropout; a run that goes on has its own state
+        adapters.attach(model, checkpoint, recipe.adapter, seed=recipe.seed)
+    return model, adapters.describe(model)
+
+
+def write_network(
+    recipe: NetworkRecipe, model: Transformer, checkpoint: Checkpoint, generation: GenerationDefaults
+) -> Path:
+    """Write what was trained below the run's folder, as "model", or "adapter" where it is one; where it is."""
+    out = Path(recipe.out)
+    if recipe.adapter is None:
+        export(out / "model", model, checkpoint.tokenizer, generation)
+        return out / "model"
+    adapters.export(
+        out / "adapter",
+        model,
+        recipe.adapter,
+        base=Base.read(out),
+        generation=generation.to_json(model.config.family, checkpoint.tokenizer),
+    )
+    return out / "adapter"

@@ -8,6 +8,7 @@ from pathlib import Path
 from kiloq.chat import chat_format_for
 from kiloq.checkpoint import Checkpoint, GenerationDefaults, open_checkpoint
 
+from .adapters import AdapterConfig
 from .conversations import conversation
 from .forward import Forward, Runtime
 from .network import read_network, write_network
@@ -55,7 +56,8 @@ class SftConfig:
 
     `mask` "assistant" trains answers and the token that ends them; "qwen1" is the published v1 script's mask, which
     trains every role's control tokens too. `long` says what becomes of conversations beyond batch.seq_len: "cut" after
-    the last answer that fits, "drop", or "error".
+    the last answer that fits, "drop", or "error". With an `adapter` the model is frozen, and the end of the run is
+    the folder out/adapter in place of out/model.
     """
 
     out: str
@@ -67,6 +69,7 @@ class SftConfig:
     long: Long = "cut"
     epochs: float = 3.0
     answer: AnswerConfig = field(default_factory=AnswerConfig)
+    adapter: AdapterConfig | None = None
     batch: BatchConfig = field(default_factory=BatchConfig)
     optim: OptimConfig
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -92,7 +95,7 @@ def sft(config: SftConfig) -> Outcome:
         step_tokens=batch.step_tokens,
     )
     changes = claim_folder(folder, to_toml(config))
-    model = read_network(checkpoint)
+    model, trained = read_network(config, checkpoint, runtime)
     forward = Forward(model, runtime, seq_len=batch.seq_len, checkpointing=config.loop.recompute)
     trainer = Trainer(
         model,
@@ -102,12 +105,16 @@ def sft(config: SftConfig) -> Outcome:
         config=TrainConfig(batch=batch, optim=optim, loop=config.loop),
         watch=Watch(
             held={name: partial(packed.one_pass, config.loop.eval_tokens) for name, packed in held.items()},
-            notes=[f"{samples.tally}; {len(stream):,} rows of an epoch {100 * stream.filled:.1f} % full", *changes],
+            notes=[
+                trained,
+                f"{samples.tally}; {len(stream):,} rows of an epoch {100 * stream.filled:.1f} % full",
+                *changes,
+            ],
         ),
     )
     outcome = trainer.run()
     if outcome == "finished":
-        write_network(folder, model, checkpoint, _answering(checkpoint, config.answer))
+        write_network(config, model, checkpoint, _answering(checkpoint, config.answer))
     return outcome
 
 
