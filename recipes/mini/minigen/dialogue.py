@@ -1,8 +1,9 @@
 """Whole conversations: one question or a scene of several turns, with or without a system prompt or tools."""
 
 import random
+from dataclasses import replace
 
-from minigen.exchange import Message, Sample, draw
+from minigen.exchange import Exchange, Message, Sample, draw
 from minigen.personas import persona
 from minigen.react import react, tool_call
 from minigen.scenes import MULTI
@@ -27,10 +28,15 @@ def _compose(rng: random.Random, lang: str, kind: str, *, heldout: bool) -> Samp
         turns = [draw(rng, lang, any_topic, heldout=heldout)]
     else:
         turns = rng.choices([m for _, m in MULTI], [w for w, _ in MULTI])[0](rng, lang, heldout)
+    sample = as_sample(turns, lang)
+    return sample if heldout else replace(sample, heldout=any(t.heldout for t in turns))
+
+
+def as_sample(turns: list[Exchange], lang: str) -> Sample:
+    """Turns as one conversation, which is held out if its last turn is."""
     messages: list[Message] = []
     for turn in turns:
         messages += [{"role": "user", "content": turn.user}, {"role": "assistant", "content": turn.answer}]
     last = turns[-1]
-    held = any(t.heldout for t in turns) if not heldout else last.heldout
-    topic = last.topic if kind == "single" else f"multi/{last.topic}"
-    return Sample(topic=topic, lang=lang, messages=messages, expect=last.expect, heldout=held)
+    topic = last.topic if len(turns) == 1 else f"multi/{last.topic}"
+    return Sample(topic=topic, lang=lang, messages=messages, expect=last.expect, heldout=last.heldout)

@@ -41,7 +41,7 @@ def react(rng: random.Random, lang: str) -> Sample:
         messages.append(_call(rng, lang, used, arguments))
     written = json.dumps(arguments, ensure_ascii=False)
     held = zlib.crc32(f"{used}:{written}".encode()) % HELDOUT_ONE_IN == 0
-    expect = final if kind == "answered" else f"{used} {written}"
+    expect = _told(arguments, observation) if kind == "answered" else f"{used} {written}"
     return Sample(topic=f"react/{kind}", lang=lang, messages=messages, tools=tools, expect=expect, heldout=held)
 
 
@@ -58,6 +58,13 @@ def tool_call(rng: random.Random, lang: str) -> Sample:
         name, written = expect.split(" ", 1)
         expect = f'{{"name": "{name}", "arguments": {written}}}'
     return Sample(topic=f"tool_call/{kind}", lang=lang, messages=plain, expect=expect, heldout=sample.heldout)
+
+
+def _told(arguments: dict[str, object], observation: str) -> str:
+    """What the final answer must say: the result, or what was done."""
+    if observation == "OK":
+        return str(next(iter(arguments.values())))
+    return str(json.loads(observation)["temperature"]) if observation.startswith("{") else observation
 
 
 def _call(rng: random.Random, lang: str, used: str, arguments: dict[str, object]) -> Message:
