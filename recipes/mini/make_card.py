@@ -1,13 +1,14 @@
-"""The figures of the model card: held-out perplexity, answers to held-out questions, sample dialogues and loss curves.
+"""The figures of the model card: held-out perplexity, sample dialogues, loss curves; and the card's tables.
 
 python recipes/mini/make_card.py --run runs/mini --models kiloq/assets/mini --record recipes/mini/record
+
+The skill table comes from make_skills.py. Tables are put between the marks that MODEL_CARD.md has for them.
 """
 
 import argparse
 import json
 import math
 import random
-import re
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import Any
 
 import matplotlib
 import torch
+from make_skills import as_table
 from minigen.react import tool
 from ngram import Trigram
 
@@ -26,6 +28,7 @@ from kiloq.tokenizer import Tokenizer
 
 HERE = Path(__file__).parent
 LANGUAGES = ("en", "zh", "ko")
+STAGES = {"base": "pre-training", "chat": "fine-tuning", "dpo": "preferences"}
 Row = dict[str, Any]  # an object of a JSONL file
 
 
@@ -35,18 +38,24 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--models", type=Path, required=True)
     parser.add_argument("--record", type=Path, required=True, help="where the figures go")
-    parser.add_argument("--only", choices=["perplexity", "questions", "dialogues", "curves"])
+    parser.add_argument("--before", type=Path, help="an earlier base model of the same vocabulary, to compare with")
+    parser.add_argument("--only", choices=["perplexity", "dialogues", "curves", "tables"])
     args = parser.parse_args()
-    parts = {"perplexity": perplexity, "questions": questions, "dialogues": dialogues, "curves": curves}
-    for name, part in parts.items():
-        if args.only in (None, name):
-            part(args.run, args.models, args.record)
+    if args.only in (None, "perplexity"):
+        perplexity(args.run, [args.models / "kiloq-mini", *([args.before] if args.before else [])], args.record)
+    if args.only in (None, "dialogues"):
+        dialogues(args.models, args.record)
+    if args.only in (None, "curves"):
+        curves(args.run, args.record)
+    if args.only in (None, "tables"):
+        tables(args.models / "MODEL_CARD.md", args.record)
 
 
-def perplexity(run: Path, models: Path, record: Path) -> None:
-    """The base model against a trigram model trained on the same documents, per language and kind of text."""
-    checkpoint = open_checkpoint(models / "kiloq-mini")
-    tokenizer, model = checkpoint.tokenizer, load_dense(checkpoint, dtype="float32")
+def perplexity(run: Path, folders: list[Path], record: Path) -> None:
+    """Base models against a trigram model trained on the same documents, per language and kind of text."""
+    checkpoints = [open_checkpoint(folder) for folder in folders]
+    tokenizer = checkpoints[0].tokenizer
+    models = dict(zip(("model", "first edition"), (load_dense(c, dtype="float32") for c in checkpoints), strict=False))
     documents = [document(row, tokenizer) for lang in LANGUAGES for row in json_rows(run / f"train.{lang}.jsonl")]
     baseline = Trigram(documents, tokenizer.size)
     scores: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
@@ -54,7 +63,7 @@ def perplexity(run: Path, models: Path, record: Path) -> None:
         # The run itself watched every other document; these are the ones that nothing ever looked at.
         for row in list(json_rows(run / f"heldout.{lang}.jsonl"))[1::2]:
             kind = "generated" if row["source"].startswith("kiloq-") else "books, poems, documentation"
-            add_document(scores[f"{lang}, {kind}"], document(row, tokenizer), tokenizer, model, baseline)
+            add_document(scores[f"{lang}, {kind}"], document(row, tokenizer), tokenizer, models, baseline)
     table = {name: finished(score) for name, score in scores.items()}
     write_json(record / "perplexity.json", table)
     for name, line in table.items():
@@ -62,17 +71,18 @@ def perplexity(run: Path, models: Path, record: Path) -> None:
 
 
 def add_document(
-    score: dict[str, float], ids: list[int], tokenizer: Tokenizer, model: Transformer, baseline: Trigram
+    score: dict[str, float], ids: list[int], tokenizer: Tokenizer, models: dict[str, Transformer], baseline: Trigram
 ) -> None:
-    """Both models predict the same tokens: all but the first of each piece of at most the trained length."""
-    length = model.config.rope.original_length
+    """All models predict the same tokens: all but the first of each piece of at most the trained length."""
+    length = models["model"].config.rope.original_length
     for piece in (ids[i : i + length] for i in range(0, len(ids), length)):
         if len(piece) < 2:
             continue
         tokens = torch.tensor(piece)
-        with torch.inference_mode():
-            loss = torch.nn.functional.cross_entropy(model.logits(tokens)[:-1], tokens[1:], reduction="sum")
-        score["model"] += loss.item()
+        for name, model in models.items():
+            with torch.inference_mode():
+                loss = torch.nn.functional.cross_entropy(model.logits(tokens)[:-1], tokens[1:], reduction="sum")
+            score[name] += loss.item()
         score["trigram"] -= float(baseline.log_probabilities(piece).sum())
         score["tokens"] += len(piece) - 1
         score["bytes"] += len(tokenizer.decode_bytes(piece[1:]))
@@ -80,46 +90,14 @@ def add_document(
 
 def finished(score: dict[str, float]) -> dict[str, float]:
     """Perplexity per token, and bits per byte, which any tokenizer can be compared by."""
-    return {
-        "tokens": int(score["tokens"]),
-        "model perplexity": round(math.exp(score["model"] / score["tokens"]), 2),
-        "trigram perplexity": round(math.exp(score["trigram"] / score["tokens"]), 2),
-        "model bits per byte": round(score["model"] / math.log(2) / score["bytes"], 3),
-        "trigram bits per byte": round(score["trigram"] / math.log(2) / score["bytes"], 3),
-    }
+    line: dict[str, float] = {"tokens": int(score["tokens"])}
+    for name in (one for one in score if one not in ("tokens", "bytes")):
+        line[f"{name} perplexity"] = round(math.exp(score[name] / score["tokens"]), 2)
+        line[f"{name} bits per byte"] = round(score[name] / math.log(2) / score["bytes"], 3)
+    return line
 
 
-def questions(run: Path, models: Path, record: Path) -> None:
-    """Greedy answers to held-out conversations with a known last answer: how many contain it, by topic."""
-    llm = LLM(models / "kiloq-mini-chat", max_batch=32)
-    params = SamplingParams.for_model(llm.generation, temperature=0, repetition_penalty=1.0, max_tokens=120)
-    asked = sorted((row for row in json_rows(run / "heldout_chat.jsonl") if row.get("expect")), key=has_tools)
-    plain = [row["messages"][:-1] for row in asked if not has_tools(row)]
-    results = llm.chat(plain, params)
-    for row in asked[len(plain) :]:
-        results.append(llm.chat(row["messages"][:-1], params, tools=row["tools"]))
-    right: dict[str, list[int]] = defaultdict(list)
-    for row, result in zip(asked, results, strict=True):
-        correct = contains(result.text, str(row["expect"]))
-        for name in (row["topic"].split("/")[0], f"language {row['lang']}", "all"):
-            right[name].append(int(correct))
-    table = {name: {"asked": len(marks), "right": sum(marks)} for name, marks in sorted(right.items())}
-    write_json(record / "questions.json", table)
-    for name, line in table.items():
-        print(f"{name:24} {line['right']:5} of {line['asked']:5}  {line['right'] / line['asked']:.0%}")
-
-
-def contains(answer: str, expected: str) -> bool:
-    """Whether the expected words stand in the answer; a number must not be part of a longer one."""
-    return re.search(rf"(?<!\d){re.escape(expected)}(?!\d)", answer, re.IGNORECASE) is not None
-
-
-def has_tools(row: Row) -> bool:
-    """Whether the conversation offers tools."""
-    return bool(row.get("tools"))
-
-
-def dialogues(run: Path, models: Path, record: Path) -> None:
+def dialogues(models: Path, record: Path) -> None:
     """Thirty conversations with the shipped settings and seed 0, as they came out."""
     llm = LLM(models / "kiloq-mini-chat")
     lines = [
@@ -148,25 +126,51 @@ def dialogues(run: Path, models: Path, record: Path) -> None:
     print("\n".join(lines))
 
 
-def curves(run: Path, models: Path, record: Path) -> None:
-    """Training and held-out loss of both stages over tokens."""
+def curves(run: Path, record: Path) -> None:
+    """Training and held-out loss of the stages over tokens."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=False)
-    for axis, (stage, title) in zip(axes, {"base": "pre-training", "chat": "fine-tuning"}.items(), strict=True):
+    stages = [(name, title) for name, title in STAGES.items() if (run / name / "log.jsonl").exists()]
+    figure, axes = pyplot.subplots(1, len(stages), figsize=(5 * len(stages), 4), squeeze=False)
+    for axis, (stage, title) in zip(axes[0], stages, strict=True):
         log = list(json_rows(run / stage / "log.jsonl"))
         train = [(row["tokens"] / 1e6, row["loss"]) for row in log if "loss" in row]
         axis.plot(*zip(*train, strict=True), linewidth=0.8, color="0.6", label="training")
         tokens_at = {row["step"]: row["tokens"] / 1e6 for row in log if "tokens" in row}
         for name in sorted({key for row in log for key in row if key.startswith("eval/")}):
             held = [(tokens_at[row["step"]], row[name]) for row in log if name in row and row["step"] in tokens_at]
-            axis.plot(*zip(*held, strict=True), marker="o", markersize=3, label=f"held out, {name[5:]}")
+            if held:
+                axis.plot(*zip(*held, strict=True), marker="o", markersize=3, label=f"held out, {name[5:]}")
         axis.set(xlabel="million tokens", ylabel="loss (nats per token)", title=f"kiloq-mini: {title}")
         axis.legend()
         axis.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(record / "loss.png", dpi=110)
+
+
+def tables(card: Path, record: Path) -> None:
+    """Puts the tables of perplexity and skills into the card, each between its two marks."""
+    scores = json.loads((record / "skills.json").read_text(encoding="utf-8"))
+    lines = json.loads((record / "perplexity.json").read_text(encoding="utf-8"))
+    text = card.read_text(encoding="utf-8")
+    for name, table in {"perplexity": perplexity_table(lines), "skills": as_table(scores)}.items():
+        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        head, rest = text.split(begin)
+        text = f"{head}{begin}{table}\n{end}{rest.split(end)[1]}"
+    card.write_text(text, encoding="utf-8")
+
+
+def perplexity_table(lines: dict[str, dict[str, float]]) -> str:
+    """Markdown: a line for each language and kind of text."""
+    models = [key.removesuffix(" perplexity") for key in next(iter(lines.values())) if key.endswith(" perplexity")]
+    units = ("perplexity", "bits per byte")
+    rows = [["text", "tokens", *(f"{model}, {unit}" for unit in units for model in models)]]
+    rows.append(["---"] * len(rows[0]))
+    for name, line in lines.items():
+        figures = [str(line[f"{model} {unit}"]) for unit in units for model in models]
+        rows.append([name, f"{line['tokens']:,}", *figures])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def document(row: Row, tokenizer: Tokenizer) -> list[int]:
