@@ -87,9 +87,12 @@ def counts(model: Transformer) -> tuple[int, int]:
 def describe(model: Transformer) -> str:
     """One line for the start of a run's log."""
     trained, total = counts(model)
-    tables = " and ".join(trained_tables(model))
-    beside = f"; of these rows or all of {tables}" if tables else ""
-    return f"trains {trained:,} of {total:,} parameters ({100 * trained / total:.2f} %){beside}"
+    tables = trained_tables(model)
+    inside = [
+        one.numel() for name, one in model.named_parameters() if name.partition(".")[0] in tables and one.requires_grad
+    ]
+    more = f", {sum(inside):,} of them in {' and '.join(tables)}" if tables and trained < total else ""
+    return f"trains {trained:,} of {total:,} parameters ({100 * trained / total:.2f} %){more}"
 
 
 def stored(model: Transformer, config: AdapterConfig) -> StoredAdapter:
