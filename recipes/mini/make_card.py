@@ -22,6 +22,7 @@ from minigen.react import tool
 from ngram import Trigram
 
 from kiloq import LLM, SamplingParams
+from kiloq.chat import Reply, parse_reply
 from kiloq.checkpoint import load_dense, open_checkpoint
 from kiloq.model import Transformer
 from kiloq.tokenizer import Tokenizer
@@ -98,7 +99,7 @@ def finished(score: dict[str, float]) -> dict[str, float]:
 
 
 def dialogues(models: Path, record: Path) -> None:
-    """Thirty conversations with the shipped settings and seed 0, as they came out."""
+    """The conversations of dialogues.toml with the shipped settings and seed 0, as they came out."""
     llm = LLM(models / "kiloq-mini-chat")
     lines = [
         "# Sample dialogues of kiloq-mini-chat",
@@ -115,15 +116,29 @@ def dialogues(models: Path, record: Path) -> None:
             lines += [f"*System: {talk['system']}*", ""]
         if tools:
             lines += [f"*Tools: {', '.join(talk['tools'])}*", ""]
+        results = list(talk.get("results", ()))
         for ask in talk["ask"]:
             messages.append({"role": "user", "content": ask})
-            params = SamplingParams.for_model(llm.generation, seed=0, max_tokens=200)
-            answer = llm.chat(messages, params, tools=tools).text
-            messages.append({"role": "assistant", "content": answer})
-            quoted = answer.strip().replace("\n", "  \n")
-            lines += [f"> {ask}", "", quoted, ""]
+            lines += [f"> {ask}", ""]
+            reply = answer(llm, messages, tools, lines)
+            if reply.tool_calls and results:
+                messages.append({"role": "tool", "content": results[0]})
+                lines += [f"*Tool: {results.pop(0)}*", ""]
+                answer(llm, messages, tools, lines)
     (record / "dialogues.md").write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))
+
+
+def answer(llm: LLM, messages: list[dict[str, object]], tools: list[dict[str, object]], lines: list[str]) -> Reply:
+    """The next turn, added to the conversation and to the page."""
+    params = SamplingParams.for_model(llm.generation, seed=0, max_tokens=200)
+    text = llm.chat(messages, params, tools=tools).text
+    reply = parse_reply(text, llm.format, tools=bool(tools))
+    functions = [{"name": call.name, "arguments": call.arguments} for call in reply.tool_calls]
+    calls = [{"id": "call_0", "type": "function", "function": function} for function in functions]
+    messages.append({"role": "assistant", "content": reply.content} | ({"tool_calls": calls} if calls else {}))
+    lines += [text.strip().replace("\n", "  \n"), ""]
+    return reply
 
 
 def curves(run: Path, record: Path) -> None:
