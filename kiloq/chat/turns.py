@@ -66,7 +66,8 @@ def encode_turns(
         trained += [False, *marks, *more_marks]
         if not turn.open:
             ids += [tokenizer.im_end_id, *tokenizer.newline_ids]
-            trained += [bool(turn.parts) and turn.parts[-1].trained, *[False] * len(tokenizer.newline_ids)]
+            # Who learns anything of an answer must learn to end it.
+            trained += [any(part.trained for part in turn.parts), *[False] * len(tokenizer.newline_ids)]
     return ids, trained
 
 

@@ -68,17 +68,28 @@ def sft(recipe: Path, /, *, options: RunOptions = RunOptions()) -> None:  # froz
     _say_outcome(sft(config), config.out)
 
 
-@app.command(help_prologue="Example: `kiloq train check chat.jsonl`")
-def check(data: Path, /) -> int:
-    """Read a file of conversations and name every bad row; exits with 1 if there are any."""
-    from kiloq.train.conversations import read_conversations
+@app.command(help_prologue="Example: `kiloq train check chat.jsonl -m Qwen/Qwen3-0.6B --seq-len 2048`")
+def check(
+    data: Path,
+    /,
+    *,
+    model: Annotated[
+        str | None, Parameter(name=["--model", "-m"], help="Count tokens as this folder or hub id sees them.")
+    ] = None,
+    seq_len: Annotated[int | None, Parameter(help="Longest sample; default: what the model allows.")] = None,
+) -> int:
+    """Name every bad row of a file of conversations, preferences or texts, and say what it holds.
 
-    rows, faults = read_conversations(data)
-    for fault in faults:
+    Exits with 1 if there are bad rows.
+    """
+    from kiloq.train.check import check_data
+
+    report = check_data(data, model, seq_len=seq_len)
+    for fault in report.faults:
         print(fault)
-    turns = sum(len(row.messages) for row in rows)
-    print(f"{data}: {len(rows):,} good rows with {turns:,} turns, {len(faults):,} bad rows", file=sys.stderr)
-    return 1 if faults else 0
+    for line in report.lines():
+        print(line, file=sys.stderr)
+    return 1 if report.faults else 0
 
 
 @app.command(help_prologue="Example: `kiloq train show chat.jsonl --count 2`")
@@ -87,10 +98,10 @@ def show(
     /,
     *,
     model: Model = None,
-    count: Annotated[int, Parameter(help="How many conversations.")] = 1,
+    count: Annotated[int, Parameter(help="How many rows.")] = 1,
     mask: Annotated[str, Parameter(help="assistant, or qwen1 as the first Qwen's script trained.")] = "assistant",
 ) -> None:
-    """Print conversations as the model will see them, token by token; what is trained is marked with *."""
+    """Print training data as the model will see it, token by token; what is trained is green, or marked with *."""
     from kiloq.train.show import show_samples
 
     for line in show_samples(data, model, count=count, mask=mask, colour=sys.stdout.isatty()):

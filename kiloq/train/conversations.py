@@ -182,7 +182,10 @@ def _from_conversations(row: Mapping[str, Any]) -> tuple[Message, ...]:
 
 
 def _from_alpaca(row: Mapping[str, Any]) -> tuple[Message, ...]:
-    return parse_messages([*read_alpaca(row), {"role": "assistant", "content": _text(row, "output")}])
+    asked, answer = read_alpaca(row), _text(row, "output")
+    if not answer:
+        raise DataError("output is empty; it must be an answer.")
+    return parse_messages([*asked, {"role": "assistant", "content": answer}])
 
 
 def _from_prompt(row: Mapping[str, Any]) -> tuple[Message, ...]:

@@ -13,15 +13,16 @@ from kiloq.checkpoint import GenerationDefaults, load_dense, open_checkpoint
 from kiloq.errors import ConfigError, DataError
 from kiloq.model import ModelConfig, RopeConfig, Transformer
 from kiloq.tokenizer import Tokenizer
-from kiloq.tokenizer.train import read_texts
 
 from .data import PackedBatches, TokenFolder, held_out_batches, write_tokens
 from .forward import Forward, Runtime
 from .objective import Watch, next_token
 from .optim import OptimConfig, with_steps
 from .recipe import to_toml
+from .rows import good_rows
 from .run_folder import claim_folder, export
 from .settings import BatchConfig, LoopConfig, TrainConfig
+from .texts import document
 from .trainer import Outcome, Trainer
 
 
@@ -44,7 +45,8 @@ class ShapeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TextSource:
-    """Documents to learn from: .jsonl[.gz] rows with "text", a .txt[.gz] as one document, or a folder of tokens.
+    """Documents to learn from: rows with "text" (JSON lines, a JSON list, Parquet), a .txt as one document, either also
+    as .gz, or a folder of tokens.
 
     `repeat` is how often one epoch sees them (0.5: every other piece). Every `holdout_every`-th document (1: all)
     is kept for evaluation, under the name `group` (or the source's own).
@@ -194,9 +196,9 @@ def _tokenize(source: TextSource, tokenizer: Tokenizer, folder: Path) -> None:
         return
     kept: list[npt.NDArray[np.uint32]] = []
     held: list[npt.NDArray[np.uint32]] = []
-    for number, text in enumerate(read_texts([path])):
+    for number, one in enumerate(good_rows(path, document)):
         out = held if source.holdout_every and number % source.holdout_every == 0 else kept
-        out.append(np.array([*tokenizer.encode(text), tokenizer.end_of_text_id], dtype=np.uint32))
+        out.append(np.array([*tokenizer.encode(one.text), tokenizer.end_of_text_id], dtype=np.uint32))
     if source.holdout_every != 1:
         write_tokens(folder, kept, tokenizer.size)
     if source.holdout_every:

@@ -65,14 +65,20 @@ def parse_rows(path: Path, parse: Parse[Parsed], faults: list[Fault]) -> Iterato
                 faults.append(Fault(where, str(error)))
 
 
-def good_rows(path: Path, parse: Parse[Parsed]) -> Iterator[Parsed]:
-    """The same for a file that must be without faults: after the last row, DataError tells all of them."""
+def good_rows(path: Path, parse: Parse[Parsed], left_out: list[Fault] | None = None) -> Iterator[Parsed]:
+    """The same for a file that must be without faults: after the last row, DataError tells all of them.
+
+    Where some may be left out, they are added to `left_out` instead; DataError if nothing else is there.
+    """
     faults: list[Fault] = []
     count = 0
     for parsed in parse_rows(path, parse, faults):
         count += 1
         yield parsed
-    refuse_faults(path, faults)
+    if left_out is None or not count:
+        refuse_faults(path, faults)
+    else:
+        left_out += faults
     if not count:
         raise DataError(f"{path} holds no rows.")
 

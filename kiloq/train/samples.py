@@ -195,7 +195,7 @@ class Samples:
         targets = np.append(np.where(rendered.trained, ids, IGNORE)[1:], IGNORE).astype(np.int32)
         trained = int((targets != IGNORE).sum())
         if not trained:
-            raise DataError("no token of it is trained: every answer has weight 0.")
+            raise DataError("no token of it is trained; each answer has weight 0, or what is trained was cut away.")
         self.tally.kept += kept
         self.tally.tokens += len(ids)
         self.tally.trained += trained

@@ -1,21 +1,24 @@
 """Supervised fine-tuning: conversations and a checkpoint in, a checkpoint that answers out."""
 
 import dataclasses
+import sys
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from kiloq.chat import chat_format_for
 from kiloq.checkpoint import Checkpoint, GenerationDefaults, open_checkpoint
 
 from .adapters import AdapterConfig
+from .contract import check_contract, check_saved, first_samples
 from .conversations import conversation
 from .forward import Forward, Runtime
 from .network import read_network, write_network
 from .objective import Watch, next_token
 from .optim import OptimConfig, with_steps
 from .recipe import to_toml
-from .rows import good_rows
+from .rows import Fault, good_rows, kinds_of
 from .run_folder import claim_folder
 from .samples import Long, Mask, PackedSamples, Sample, Samples
 from .settings import BatchConfig, LoopConfig, TrainConfig
@@ -56,8 +59,8 @@ class SftConfig:
 
     `mask` "assistant" trains answers and the token that ends them; "qwen1" is the published v1 script's mask, which
     trains every role's control tokens too. `long` says what becomes of conversations beyond batch.seq_len: "cut" after
-    the last answer that fits, "drop", or "error". With an `adapter` the model is frozen, and the end of the run is
-    the folder out/adapter in place of out/model.
+    the last answer that fits, "drop", or "error". `bad_rows` "skip" leaves out what cannot be read, and counts it. With
+    an `adapter` the model is frozen, and the end of the run is the folder out/adapter in place of out/model.
     """
 
     out: str
@@ -67,6 +70,7 @@ class SftConfig:
     held: tuple[HeldOut, ...] = ()
     mask: Mask = "assistant"
     long: Long = "cut"
+    bad_rows: Literal["refuse", "skip"] = "refuse"
     epochs: float = 3.0
     answer: AnswerConfig = field(default_factory=AnswerConfig)
     adapter: AdapterConfig | None = None
@@ -84,16 +88,21 @@ def sft(config: SftConfig) -> Outcome:
     fmt = chat_format_for(checkpoint.config.family, checkpoint.folder)
     make = partial(Samples, checkpoint.tokenizer, fmt, seq_len=batch.seq_len, mask=config.mask, long=config.long)
     samples = make()
-    sources = [(_read(samples, source.path), source.repeat) for source in config.data]
+    left_out: list[Fault] | None = [] if config.bad_rows == "skip" else None
+    sources = [(_read(samples, source.path, left_out), source.repeat) for source in config.data]
     pack = partial(PackedSamples, seq_len=batch.seq_len, tokens=batch.tokens, seed=config.seed)
     stream = pack(sources, filler=checkpoint.tokenizer.end_of_text_id)
-    held = {one.name: pack([(_read(make(), one.path), 1.0)], filler=stream.filler) for one in config.held}
+    held = {one.name: pack([(_read(make(), one.path, left_out), 1.0)], filler=stream.filler) for one in config.held}
     optim = with_steps(
         config.optim,
         config.epochs,
         epoch_tokens=len(stream) * batch.seq_len,
         step_tokens=batch.step_tokens,
     )
+    generation = _answering(checkpoint, config.answer)
+    notes = _before_step_1([one for part, _ in sources for one in part], checkpoint, generation)
+    notes.insert(0, f"{samples.tally}; {len(stream):,} rows of an epoch {100 * stream.filled:.1f} % full")
+    notes += [f"left out: {line}" for line in kinds_of(left_out or [])]
     changes = claim_folder(folder, to_toml(config))
     model, trained = read_network(config, checkpoint, runtime)
     forward = Forward(model, runtime, seq_len=batch.seq_len, checkpointing=config.loop.recompute)
@@ -105,16 +114,12 @@ def sft(config: SftConfig) -> Outcome:
         config=TrainConfig(batch=batch, optim=optim, loop=config.loop),
         watch=Watch(
             held={name: partial(packed.one_pass, config.loop.eval_tokens) for name, packed in held.items()},
-            notes=[
-                trained,
-                f"{samples.tally}; {len(stream):,} rows of an epoch {100 * stream.filled:.1f} % full",
-                *changes,
-            ],
+            notes=[trained, *notes, *changes],
         ),
     )
     outcome = trainer.run()
     if outcome == "finished":
-        write_network(config, model, checkpoint, _answering(checkpoint, config.answer))
+        check_saved(write_network(config, model, checkpoint, generation))
     return outcome
 
 
@@ -128,5 +133,15 @@ def _answering(checkpoint: Checkpoint, answer: AnswerConfig) -> GenerationDefaul
     )
 
 
-def _read(samples: Samples, path: str) -> list[Sample]:
-    return samples.read(good_rows(Path(path), conversation))
+def _read(samples: Samples, path: str, left_out: list[Fault] | None = None) -> list[Sample]:
+    return samples.read(good_rows(Path(path), conversation, left_out))
+
+
+def _before_step_1(samples: list[Sample], checkpoint: Checkpoint, generation: GenerationDefaults) -> list[str]:
+    """What the log should know of the data; on a terminal some samples are shown whole."""
+    tokenizer = checkpoint.tokenizer
+    notes = check_contract(samples, tokenizer, generation, vocab_size=checkpoint.config.vocab_size)
+    if not sys.stderr.isatty():
+        return [*notes, *first_samples(samples, tokenizer, whole=False)]
+    print(*first_samples(samples, tokenizer, whole=True), sep="\n", file=sys.stderr)
+    return notes

@@ -1,17 +1,20 @@
-"""Conversations as the trainer sees them, token by token: the look before a run. Knows no weights."""
+"""Training data as the trainer sees it, token by token: the look before a run. Knows no weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import get_args
 
-from kiloq.chat import Rendered, chat_format_for
+from kiloq.chat import chat_format_for
 from kiloq.checkpoint import bundled, open_checkpoint
-from kiloq.errors import ConfigError
+from kiloq.errors import ConfigError, DataError
 from kiloq.tokenizer import Tokenizer
 
-from .conversations import read_conversations
-from .rows import refuse_faults
+from .kinds import PARSERS, Parsed, conversations_in, kind_of
+from .preferences import Judged, Pair
+from .rows import Fault, parse_rows, refuse_faults
 from .samples import Mask, Samples
+from .texts import Document
 
 _TRAINED, _PLAIN = "\033[32m", "\033[0m"
 
@@ -24,22 +27,42 @@ def show_samples(data: Path, model: str | None, *, count: int, mask: str, colour
     checkpoint = open_checkpoint(model or bundled())
     fmt = chat_format_for(checkpoint.config.family, checkpoint.folder)
     samples = Samples(checkpoint.tokenizer, fmt, seq_len=checkpoint.config.max_length, mask=masks[mask])
-    conversations, faults = read_conversations(data)
+    faults: list[Fault] = []
+    for row in islice(parse_rows(data, PARSERS[kind_of(data)], faults), count):
+        try:
+            for name, ids, marks in _sides(row, samples):
+                yield f"{row.where}{name}: {len(ids):,} tokens, {sum(marks):,} trained"
+                yield from token_lines(ids, marks, checkpoint.tokenizer, colour=colour)
+        except DataError as error:
+            faults.append(Fault(row.where, str(error)))
     refuse_faults(data, faults)
-    for conversation in conversations[:count]:
-        rendered = samples.render(conversation)
-        yield f"{conversation.where}: {len(rendered.ids):,} tokens, {sum(rendered.trained):,} trained"
-        yield from _lines(rendered, checkpoint.tokenizer, colour=colour)
 
 
-def _lines(rendered: Rendered, tokenizer: Tokenizer, *, colour: bool) -> Iterator[str]:
+def token_lines(ids: Sequence[int], marks: Sequence[bool], tokenizer: Tokenizer, *, colour: bool) -> Iterator[str]:
+    """The tokens, a line for each line of the text; those that are marked end in * or are green."""
     line: list[str] = []
-    for token_id, trained in zip(rendered.ids, rendered.trained, strict=True):
+    for token_id, marked in zip(ids, marks, strict=True):
         text = tokenizer.decode([token_id])
         word = repr(text)[1:-1]
-        line.append(f"{_TRAINED}{word}{_PLAIN}" if trained and colour else f"{word}*" if trained else word)
+        line.append(f"{_TRAINED}{word}{_PLAIN}" if marked and colour else f"{word}*" if marked else word)
         if text.endswith("\n"):
             yield "|".join(line)
             line = []
     if line:
         yield "|".join(line)
+
+
+def _sides(row: Parsed, samples: Samples) -> Iterator[tuple[str, list[int], list[bool]]]:
+    """(what to call it, ids, whether each is trained) of all that a row trains."""
+    if isinstance(row, Document):
+        ids = [*samples.tokenizer.encode(row.text), samples.tokenizer.end_of_text_id]
+        yield "", ids, [False, *[True] * (len(ids) - 1)]
+        return
+    names = [""]
+    if isinstance(row, Pair):
+        names = [", chosen", ", rejected"]
+    elif isinstance(row, Judged):
+        names = [", good" if row.good else ", bad"]
+    for name, conversation in zip(names, conversations_in(row), strict=True):
+        rendered = samples.render(conversation)
+        yield name, rendered.ids, rendered.trained

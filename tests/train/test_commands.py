@@ -64,24 +64,75 @@ def test_a_misspelt_setting_is_one_line_with_the_nearest_name(recipe: Path, caps
 
 def test_check_names_the_bad_rows_and_fails(chat: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["train", "check", str(chat)]) == 0
-    assert capsys.readouterr().err == f"{chat}: 1 good rows with 2 turns, 0 bad rows\n"
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == f"{chat}: conversations, 1 good rows, 0 bad rows"
+    assert second == "turns: 2, 2 to 2 a conversation; 0 conversations with tools, 0 with thoughts"
     with chat.open("a", encoding="utf-8") as file:
         file.write('{"instruction": "hi"}\n')
     assert run(["train", "check", str(chat)]) == 1
-    assert capsys.readouterr().out == f"{chat}, line 2: output is missing; it must be text.\n"
+    told = capsys.readouterr()
+    assert told.out == f"{chat}, line 2: output is missing; it must be text.\n"
+    assert told.err.endswith(f"\nbad: 1 rows, first {chat}, line 2: output is missing; it must be text.\n")
 
 
-def test_show_marks_what_is_trained(
-    chat: Path, tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def small(tmp_path: Path, tokenizer: Tokenizer) -> str:
+    """A checkpoint whose weights do not matter."""
     end = tokenizer.end_of_text_id
     model = Transformer(qwen1_config(ShapeConfig(hidden_size=16, num_layers=1, num_heads=2), tokenizer.size))
     for parameter in model.parameters():
         parameter.data.zero_()
     export(tmp_path / "m", model, tokenizer, GenerationDefaults((end,), end, "chatml", 512))
-    assert run(["train", "show", str(chat), "-m", str(tmp_path / "m")]) == 0
+    return str(tmp_path / "m")
+
+
+PAIR = {"prompt": "hi", "chosen": "yes", "rejected": "no"}
+HISTORY = [{"role": role, "content": "hi"} for role in ("user", "assistant", "user")]
+
+
+@pytest.mark.parametrize(
+    ("row", "seq_len", "said"),
+    [
+        ({**PAIR, "prompt": HISTORY}, 80, ["pairs, 3 good rows, 0 bad", "turns: 24, 4 to 4", "3 rows would be cut, 0"]),
+        (
+            {"prompt": "hi", "completion": "yes", "label": True},
+            60,
+            ["labels, 3 good rows, 3 of them good answers", "0 rows would be cut, 3 dropped"],
+        ),
+        ({"text": "abcdefg"}, 60, ["texts, 3 good rows", "tokens: 24; 24 are kept, 87.5 % of them trained"]),
+        ({"messages": []}, 60, ["conversations, 0 good rows, 3 bad", "bad: 3 rows, first "]),
+    ],
+)
+def test_check_finds_the_kind_of_the_data_by_itself(
+    row: dict[str, object], seq_len: int, said: list[str], tmp_path: Path, small: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"{json.dumps(row)}\n" * 3, encoding="utf-8")
+    exit_code = run(["train", "check", str(path), "-m", small, "--seq-len", str(seq_len)])
+    told = capsys.readouterr().err
+    assert exit_code == int("messages" in row)
+    assert all(one in told for one in said), told
+
+
+def test_show_marks_what_is_trained_on_both_sides_of_a_pair(
+    tmp_path: Path, small: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(PAIR), encoding="utf-8")
+    assert run(["train", "show", str(tmp_path / "pairs.jsonl"), "-m", small]) == 0
+    shown = capsys.readouterr().out
+    assert "line 1, chosen: " in shown
+    assert "y*|e*|s*|<|im_end|>*|\\n" in shown
+    assert "n*|o*|<|im_end|>*|\\n" in shown
+    (tmp_path / "text.jsonl").write_text('{"text": "abc"}', encoding="utf-8")
+    assert run(["train", "show", str(tmp_path / "text.jsonl"), "-m", small]) == 0
+    assert "a|b*|c*|<|endoftext|>*" in capsys.readouterr().out
+
+
+def test_show_marks_what_is_trained(chat: Path, small: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "show", str(chat), "-m", small]) == 0
     shown = capsys.readouterr().out
     assert "h*|e*|l*|l*|o*|<|im_end|>*|\\n" in shown
     assert shown.count("*") == 6
-    assert run(["train", "show", str(chat), "-m", str(tmp_path / "m"), "--mask", "qwen1"]) == 0
+    assert run(["train", "show", str(chat), "-m", small, "--mask", "qwen1"]) == 0
     assert "<|im_start|>*|u|s|e|r|\\n" in capsys.readouterr().out

@@ -92,7 +92,7 @@ def test_systems_inputs_histories_and_tools_are_read(tmp_path: Path) -> None:
         ({"instruction": "hi"}, "output is missing"),
         ({"instruction": "hi", "output": ["x"]}, "output is not text"),
         ({"instruction": "hi", "output": "x", "history": [["q"]]}, "history[0] is not a pair"),
-        ({"instruction": "hi", "output": ""}, "turn 1 (assistant) has no text"),
+        ({"instruction": "hi", "output": ""}, "output is empty"),
         ({"instruction": "hi", "output": "x", "tools": "{"}, "tools is text but not valid JSON"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "first turn after the system turn is not a user turn"),
         (

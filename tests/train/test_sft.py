@@ -94,6 +94,16 @@ def test_a_fault_in_the_data_comes_before_the_first_step(config: SftConfig) -> N
     assert not Path(config.out).exists()
 
 
+def test_bad_rows_are_left_out_and_counted_where_the_recipe_allows_it(config: SftConfig) -> None:
+    with Path(config.data[0].path).open("a", encoding="utf-8") as file:
+        file.write('\n{"instruction": "x"}\n')
+    sft(replace(config, bad_rows="skip", held=(), optim=replace(config.optim, steps=1)))
+    log = (Path(config.out) / "log.jsonl").read_text(encoding="utf-8")
+    assert "left out: 1 rows, first " in log
+    assert "each answer is trained to end with <|im_end|> (258)" in log
+    assert "sample 3: " in log
+
+
 def test_how_a_step_is_split_into_micro_batches_changes_no_bit(config: SftConfig, tmp_path: Path) -> None:
     def trained(tokens: int, accumulate: int) -> tuple[dict[str, torch.Tensor], list[float]]:
         run = replace(
