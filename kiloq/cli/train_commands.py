@@ -68,6 +68,16 @@ def sft(recipe: Path, /, *, options: RunOptions = RunOptions()) -> None:  # froz
     _say_outcome(sft(config), config.out)
 
 
+@app.command(help_prologue="Example: `kiloq train grpo recipes/align/grpo.toml`")
+def grpo(recipe: Path, /, *, options: RunOptions = RunOptions()) -> None:  # frozen
+    """Learn from comparing answers of one's own by rewards that can be checked. Goes on where it was stopped."""
+    from kiloq.train.grpo import GrpoConfig, grpo
+    from kiloq.train.recipe import load_recipe
+
+    config = load_recipe(GrpoConfig, recipe, options.settings())
+    _say_outcome(grpo(config), config.out)
+
+
 @app.command(help_prologue="Example: `kiloq train check chat.jsonl -m Qwen/Qwen3-0.6B --seq-len 2048`")
 def check(
     data: Path,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,15 +52,22 @@ def with_steps(config: OptimConfig, epochs: float, *, epoch_tokens: int, step_to
     return dataclasses.replace(config, steps=steps, warmup_steps=warmup)
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The decay touches only matrices that multiply; embeddings, norms and biases keep their size."""
+def make_optimizer(
+    model: nn.Module, config: OptimConfig, rates: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
+    """The decay touches only matrices that multiply; embeddings, norms and biases keep their size.
+
+    What begins with a key of `rates` learns so many times as fast as the rest.
+    """
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             # An embedding row moves only when its token occurs; decay would shrink rare tokens to nothing.
-            (decayed if parameter.ndim >= 2 and not name.startswith("embed.") else kept).append(parameter)
+            (decayed if parameter.ndim >= 2 and ".embed." not in f".{name}" else kept).append(parameter)
     if config.kind == "muon":
+        if rates:
+            raise ConfigError("optim.kind muon moves all matrices at one rate, and this run has two; use adamw.")
         # The head is an embedding turned round: its rows are tokens, which AdamW suits.
         tokens = [p for n, p in model.named_parameters() if n.startswith("head.") and p.requires_grad]
         matrices = [p for p in decayed if all(p is not token for token in tokens)]
@@ -72,7 +79,14 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
             eps=config.eps,
             weight_decay=config.weight_decay,
         )
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    groups: list[dict[str, object]] = []
+    faster = {
+        id(p): rate for key, rate in (rates or {}).items() for n, p in model.named_parameters() if n.startswith(key)
+    }
+    for rate in (1.0, *dict.fromkeys(faster.values())):
+        for some, decay in ((decayed, config.weight_decay), (kept, 0.0)):
+            params = [p for p in some if faster.get(id(p), 1.0) == rate]
+            groups.append({"params": params, "weight_decay": decay, "rate": rate})
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
@@ -87,7 +101,7 @@ def learning_rate(config: OptimConfig, step: int) -> float:
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Mutates every parameter group."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("rate", 1.0)
 
 
 def clip_gradients(parameters: Iterable[Tensor], limit: float) -> float:

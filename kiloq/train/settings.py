@@ -1,6 +1,7 @@
 """What any run may set: its batches, its optimiser, how it goes about its steps. Plain values; nothing is done here."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from kiloq.errors import ConfigError
@@ -66,8 +67,10 @@ class LoopConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """What the loop needs to know of a recipe."""
+    """What the loop needs to know of a recipe. Parameters whose names begin with a key of `rates` learn so many times
+    as fast as the others."""
 
     batch: BatchConfig
     optim: OptimConfig
     loop: LoopConfig
+    rates: Mapping[str, float] = field(default_factory=dict)

@@ -51,7 +51,7 @@ class Trainer(Generic[B]):
         self.parallel = parallel or Alone()
         if not trained_parameters(module):
             raise ConfigError("no parameter is to be trained; the recipe freezes all of them.")
-        self.optimizer = make_optimizer(module, self.optim)
+        self.optimizer = make_optimizer(module, self.optim, config.rates)
         self.meter = Meter(module, Runtime.choose(self.loop), steps=self.optim.steps, world=self.parallel.world)
         self.progress = Progress()
         self.logged = Progress()  # where the last log line stood

@@ -1,14 +1,23 @@
 """A vocabulary of single bytes and models small enough to train within a test."""
 
 import base64
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from kiloq.checkpoint import GenerationDefaults
 from kiloq.model import ModelConfig, RopeConfig, Transformer
 from kiloq.tokenizer import Tokenizer
+from kiloq.train.optim import OptimConfig
+from kiloq.train.pretrain import ShapeConfig, qwen1_config
+from kiloq.train.rollouts import RolloutConfig
+from kiloq.train.run_folder import export
+from kiloq.train.settings import LoopConfig
 
 
 @pytest.fixture(scope="session")
@@ -47,3 +56,30 @@ def make_model() -> Callable[..., Transformer]:
         return model
 
     return make
+
+
+@pytest.fixture
+def own_answers(tmp_path: Path, tokenizer: Tokenizer) -> Callable[..., dict[str, Any]]:
+    """What a recipe that learns from its own answers needs: a random chat model whose tokens differ in their chances,
+    and a file of prompts."""
+    shape = ShapeConfig(hidden_size=32, num_layers=2, num_heads=4, intermediate_size=48, trained_length=256)
+    config = replace(qwen1_config(shape, tokenizer.size), initializer_range=0.3, dtype="float32")
+    model = Transformer(config)
+    model.init_weights(torch.Generator().manual_seed(0))
+    end = tokenizer.end_of_text_id
+    stops = (tokenizer.im_end_id, end)
+    generation = GenerationDefaults(stop_ids=stops, pad_id=end, chat_format="chatml", max_window=256)
+    export(tmp_path / "chat", model, tokenizer, generation)
+    rows = [{"instruction": f"q{i}", "output": f"{i}"} for i in range(4)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+
+    def settings(steps: int = 4) -> dict[str, Any]:
+        return {
+            "out": str(tmp_path / "run"),
+            "model": str(tmp_path / "chat"),
+            "rollout": RolloutConfig(prompts=2, answers=4, max_tokens=8, seq_len=128),
+            "optim": OptimConfig(lr=1e-3, steps=steps, warmup_steps=0, weight_decay=0.0),
+            "loop": LoopConfig(device="cpu", precision="fp32", compile="off", log_every=1, save_every=1000, report=()),
+        }
+
+    return settings

@@ -1,0 +1,224 @@
+"""What PPO and GRPO share: recipe fields, the networks at the start, held-out answers, the run. Knows no loss."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from kiloq.chat import chat_format_for
+from kiloq.checkpoint import Checkpoint, load_dense, open_checkpoint
+from kiloq.errors import ConfigError
+from kiloq.model import Transformer
+from kiloq.model.trained_lora import frozen_alone
+
+from .adapters import AdapterConfig
+from .conversations import conversation
+from .data import Batch
+from .experience import Experience, PerToken, Rounds, Scored, facts_of, log_probs
+from .forward import Forward, Runtime
+from .live import Live
+from .network import read_network, write_network
+from .objective import Loss, Objective, Watch
+from .optim import OptimConfig, with_steps
+from .recipe import to_toml
+from .rewards import Reward, RewardConfig, combined
+from .rollouts import Player, Prompt, RolloutConfig, read_prompts
+from .rows import good_rows
+from .run_folder import claim_folder
+from .samples import PackedSamples, Samples
+from .settings import BatchConfig, LoopConfig, TrainConfig
+from .sft import ChatSource, HeldOut
+from .trainer import Outcome, Trainer
+
+Learned: TypeAlias = Experience | Scored | Batch
+"""What such a run gives its objective: answers to learn from; held-out answers; held-out text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSource:
+    """A file of conversations: all but their last answer is the prompt, and that answer what rewards compare with."""
+
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReinforceConfig:
+    """A whole run. Prompts of `held` are answered greedily and scored; of `held_text` the loss is watched, which shows
+    what of its language the model loses. `kl` holds the policy to where it began; 0 keeps no reference.
+    """
+
+    out: str
+    model: str
+    seed: int = 0
+    data: tuple[PromptSource, ...]
+    held: tuple[HeldOut, ...] = ()
+    held_text: tuple[HeldOut, ...] = ()
+    reward: tuple[RewardConfig, ...] = ()
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    kl: float = 0.04
+    adapter: AdapterConfig | None = None
+    optim: OptimConfig
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self) -> None:
+        if self.kl < 0 or self.optim.steps < 1:
+            raise ConfigError(
+                f"kl is {self.kl} and optim.steps {self.optim.steps}; kl must be zero or more, and steps at least 1: "
+                f"a round of rollouts takes {self.rollout.epochs * self.rollout.minibatches}."
+            )
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Everyone who takes part in a run, as it begins."""
+
+    checkpoint: Checkpoint
+    policy: Forward
+    reference: PerToken | None
+    player: Player
+    prompts: list[Prompt]
+    reward: Reward
+    trained: str  # what of the policy is, for the log
+
+
+def assemble(config: ReinforceConfig, reward: Reward | None) -> Cast:
+    """Read prompts and networks; `reward` stands in for the recipe's checks."""
+    checkpoint = open_checkpoint(config.model)
+    reward = reward or combined(config.reward)
+    prompts = [prompt for source in config.data for prompt in _prompts(config, checkpoint, source.path)]
+    model, trained = read_network(config, checkpoint, runtime_of(config))
+    policy = forward_of(model, config)
+    player = Player(Live(model), checkpoint, config.rollout)
+    return Cast(checkpoint, policy, _reference(config, checkpoint, policy), player, prompts, reward, trained)
+
+
+def runtime_of(config: ReinforceConfig) -> Runtime:
+    """Rounds differ in size, so nothing is compiled unless the recipe insists."""
+    loop = config.loop if config.loop.compile == "on" else dataclasses.replace(config.loop, compile="off")
+    return Runtime.choose(loop)
+
+
+def forward_of(model: Transformer, config: ReinforceConfig) -> Forward:
+    """How a network of the run goes over packed answers."""
+    return Forward(model, runtime_of(config), seq_len=config.rollout.seq_len, checkpointing=config.loop.recompute)
+
+
+def run(
+    config: ReinforceConfig,
+    cast: Cast,
+    rounds: Rounds,
+    objective: Objective[Experience],
+    *,
+    module: nn.Module | None = None,
+    rates: Mapping[str, float] | None = None,
+) -> Outcome:
+    """Train, or go on where the run in `config.out` stopped; export the policy when the last step is done."""
+    folder = Path(config.out)
+    changes = claim_folder(folder, to_toml(config))
+    held = {one.name: _prompts(config, cast.checkpoint, one.path) for one in config.held}
+    texts = {one.name: text_stream(config, cast.checkpoint, [ChatSource(path=one.path)]) for one in config.held_text}
+    seen = _Seen()
+    trainer: Trainer[Learned] = Trainer(
+        module or cast.policy.model,
+        partial(_any_loss, objective, cast.policy),
+        rounds,
+        folder=folder,
+        config=TrainConfig(
+            batch=BatchConfig(
+                seq_len=config.rollout.seq_len, tokens=config.rollout.seq_len, accumulate=config.rollout.accumulate
+            ),
+            optim=with_steps(config.optim, 1.0, epoch_tokens=0, step_tokens=1),
+            loop=config.loop,
+            rates=rates or {},
+        ),
+        watch=Watch(
+            notes=[
+                cast.trained,
+                f"{len(cast.prompts):,} prompts, {config.rollout.num_answers:,} answers a round",
+                *changes,
+            ],
+            held={
+                **{name: partial(seen.score, cast, prompts) for name, prompts in held.items()},
+                **{name: partial(stream.one_pass, config.loop.eval_tokens) for name, stream in texts.items()},
+            },
+            samples=seen.lines,
+        ),
+    )
+    outcome = trainer.run()
+    if outcome == "finished":
+        write_network(config, cast.policy.model, cast.checkpoint, cast.checkpoint.generation)
+    return outcome
+
+
+def text_stream(
+    config: ReinforceConfig, checkpoint: Checkpoint, sources: Sequence[ChatSource], rows: int = 8
+) -> PackedSamples:
+    """Conversations whose answers are trained, or scored, in `rows` rows at a time."""
+    fmt = chat_format_for(checkpoint.config.family, checkpoint.folder)
+    samples = Samples(checkpoint.tokenizer, fmt, seq_len=config.rollout.seq_len)
+    read = [(samples.read(good_rows(Path(source.path), conversation)), source.repeat) for source in sources]
+    seq_len, filler = config.rollout.seq_len, checkpoint.tokenizer.end_of_text_id
+    return PackedSamples(read, seq_len=seq_len, tokens=rows * seq_len, seed=config.seed, filler=filler)
+
+
+def loss_of(batch: Experience, total: Tensor, measures: Mapping[str, Tensor]) -> Loss:
+    """The loss with the facts of the round beside its own measures: means become sums, which the loop divides again."""
+    facts = {name: torch.tensor(value * batch.count, dtype=torch.float64) for name, value in batch.facts.items()}
+    return Loss(total, {**facts, **measures})
+
+
+class _Seen:
+    """Held-out answers as they are scored; some of them for people to read."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def score(self, cast: Cast, prompts: Sequence[Prompt]) -> Iterator[Scored]:
+        """All prompts answered greedily, as one batch."""
+        answers = cast.player.best(prompts)
+        rewards = cast.reward([answer.attempt for answer in answers])
+        self._lines += [
+            f"{answer.prompt.messages[-1].content!r} -> {answer.text!r} (reward {reward:.2f})"
+            for answer, reward in list(zip(answers, rewards, strict=True))[:: max(1, len(answers) // 3)][:3]
+        ]
+        yield Scored(len(answers), facts_of(answers, rewards))
+
+    def lines(self) -> list[str]:
+        """What came since the last call."""
+        lines, self._lines = self._lines, []
+        return lines
+
+
+def _any_loss(objective: Callable[[Experience], Loss], policy: Forward, batch: Learned) -> Loss:
+    if isinstance(batch, Experience):
+        return objective(batch)
+    if isinstance(batch, Batch):
+        return Loss(policy.cross_entropy(batch))
+    sums = {name: torch.tensor(value * batch.count, dtype=torch.float64) for name, value in batch.facts.items()}
+    return Loss(-sums["reward"], sums)  # lower is better, as with any loss
+
+
+def _reference(config: ReinforceConfig, checkpoint: Checkpoint, policy: Forward) -> PerToken | None:
+    """Where the policy began: itself without its adapter, else a copy of the checkpoint."""
+    if not config.kl:
+        return None
+    if config.adapter is None:
+        return partial(log_probs, forward_of(load_dense(checkpoint, dtype=torch.float32), config))
+
+    def alone(batch: Batch) -> Tensor:
+        with frozen_alone(policy.model):
+            return log_probs(policy, batch)
+
+    return alone
+
+
+def _prompts(config: ReinforceConfig, checkpoint: Checkpoint, path: str) -> list[Prompt]:
+    fmt = chat_format_for(checkpoint.config.family, checkpoint.folder)
+    # The last token of an answer is never read, so a row holds one more.
+    longest = config.rollout.seq_len - config.rollout.max_tokens + 1
+    return read_prompts(Path(path), checkpoint, fmt, longest=longest)
