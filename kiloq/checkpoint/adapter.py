@@ -195,8 +195,10 @@ def _take_tables(
                     f"tokens of a vocabulary of {config.vocab_size:,}, and rows are {config.hidden_size:,} wide."
                 )
             rows[table] = TokenRows(ids, _values(delta))
-    if config.tie_embeddings and "head" in tables and torch.equal(tables["head"], tables.get("embed", tables["head"])):
-        tables = {"embed": tables["head"]}  # PEFT writes a tied matrix twice
+    if config.tie_embeddings and "head" in tables:
+        # PEFT writes a tied matrix twice; a head that it was not asked to tie is one of its own.
+        same = torch.equal(tables["head"], tables["embed"]) if "embed" in tables else settings.is_tied
+        tables = {"embed": tables["head"]} if same else tables
     return rows, tables
 
 

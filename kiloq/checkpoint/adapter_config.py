@@ -35,6 +35,7 @@ class AdapterSettings:
     dropout: float
     is_rank_stabilised: bool
     is_dora: bool
+    is_tied: bool  # what is trained of an embedding and a head that are one stays one
     token_ids: Mapping[str, tuple[int, ...]]  # by the end of a module's name; "" is the embedding
 
     def scale(self, module: str, rank: int) -> float:
@@ -75,6 +76,7 @@ def read_settings(folder: Path) -> AdapterSettings:
         dropout=_number(path, "lora_dropout", raw.get("lora_dropout", 0.0)),
         is_rank_stabilised=raw.get("use_rslora") is True,
         is_dora=raw.get("use_dora") is True,
+        is_tied=raw.get("ensure_weight_tying") is True,
         token_ids=_token_ids(path, raw.get("trainable_token_indices")),
     )
 

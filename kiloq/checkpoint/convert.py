@@ -9,21 +9,27 @@ from kiloq.errors import CheckpointError
 from kiloq.model import ModelConfig
 from kiloq.model.config import Family
 
-from .load import load_dense
+from .load import target_dtype
+from .merge import weights_of
 from .reader import Checkpoint
-from .writer import refuse_existing, save_checkpoint
+from .writer import refuse_existing, save_streamed
 
 logger = logging.getLogger(__name__)
 
 
 def convert_checkpoint(checkpoint: Checkpoint, folder: Path, *, family: Family, dtype: str = "auto") -> None:
-    """Write a checkpoint in another family's layout into a new folder; its licence files come along."""
+    """Write a checkpoint in another family's layout into a new folder, parameter by parameter, with what its adapter
+    makes of it if it has one; its licence files come along."""
     refuse_existing(folder)
     config = in_layout(checkpoint.config, family)
     generation = checkpoint.generation
-    save_checkpoint(
+    weights = weights_of(checkpoint)
+    weights.check_tied_head(weights.read("embed.weight", dtype=weights.dtype))
+    target = target_dtype(dtype, weights)
+    save_streamed(
         folder,
-        model_state=load_dense(checkpoint, dtype=dtype).state_dict(),
+        read=lambda name: weights.read(name, dtype=target),
+        dtype=target,
         config=config,
         tokenizer=checkpoint.tokenizer,
         generation=replace(generation, max_window=min(generation.max_window, config.max_length)),

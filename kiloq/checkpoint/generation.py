@@ -34,10 +34,13 @@ class GenerationDefaults:
     repetition_penalty: float = 1.0
 
     @classmethod
-    def from_files(cls, folder: Path, tokenizer: Tokenizer) -> "GenerationDefaults":
-        """Read a folder; what generation_config.json leaves open comes from config.json and the tokenizer."""
+    def from_files(cls, folder: Path, tokenizer: Tokenizer, *, settings: Path | None = None) -> "GenerationDefaults":
+        """Read a folder; what generation_config.json leaves open comes from config.json and the tokenizer.
+
+        `settings` is another folder whose generation_config.json counts instead.
+        """
         config = read_config(folder)
-        path = folder / _FILE
+        path = (settings or folder) / _FILE
         fields = _Fields(path, read_json(path) if path.is_file() else {})
         eos = fields.ids("eos_token_id") or _Fields(folder / "config.json", read_json(folder / "config.json")).ids(
             "eos_token_id"

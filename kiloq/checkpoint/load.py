@@ -9,16 +9,18 @@ from torch import Tensor, nn
 from kiloq import ops
 from kiloq.errors import ConfigError
 from kiloq.model import Transformer
+from kiloq.model.transformer import Embedding, Linear
 from kiloq.ops.layout import PackedWeight, QuantWeight
-from kiloq.quant.frozen import FrozenHead, FrozenLinear, FrozenTable
+from kiloq.quant.frozen import FrozenLinear
 from kiloq.quant.grid import fit, rtn
 from kiloq.quant.linear import Packed, QuantEmbedding, QuantLinear
 from kiloq.quant.nf4 import Nf4Weight, block_for, quantize_nf4
 from kiloq.quant.pack import stack
 
+from .merge import AnyWeights, weights_of
 from .packed_file import packed_file
 from .reader import Checkpoint
-from .weights import DTYPES, Weights, empty_model
+from .weights import DTYPES, empty_model
 
 Quantization = Literal["int8", "int4"]
 FrozenKind = Literal["auto", "int8", "int4", "nf4"]
@@ -43,8 +45,8 @@ def load_model(
     rounds every matrix at load, one after the other: memory peaks at the packed model plus one matrix.
     """
     kind = _quantization(quantization)
-    weights = Weights(checkpoint.folder, checkpoint.config, checkpoint.quantization)
-    target = _target_dtype(dtype, weights)
+    weights = weights_of(checkpoint)
+    target = target_dtype(dtype, weights)
     on_cpu = torch.device(device).type == "cpu"
     if kind is not None:
         if not on_cpu:
@@ -69,8 +71,8 @@ def load_dense(
 
     "auto" keeps the type that the weights are stored in; memory peaks at the model in `dtype` plus one tensor.
     """
-    weights = Weights(checkpoint.folder, checkpoint.config, checkpoint.quantization)
-    return _dense(weights, _target_dtype(dtype, weights), device)
+    weights = weights_of(checkpoint)
+    return _dense(weights, target_dtype(dtype, weights), device)
 
 
 def load_frozen(
@@ -83,16 +85,16 @@ def load_frozen(
     """The model in few bits, for training what is put beside it (Q-LoRA): gradients flow through, none are kept.
 
     "auto" keeps the codes of a quantised checkpoint; the other kinds round one of 16 bits, matrix by matrix: memory
-    peaks at the codes plus one matrix. Embedding and head stay in `dtype`, norms and biases in fp32.
+    peaks at the codes plus one matrix. All else is kept, and computed with, in `dtype`.
     """
-    weights = Weights(checkpoint.folder, checkpoint.config, checkpoint.quantization)
+    weights = weights_of(checkpoint)
     if weights.is_quantized != (kind == "auto"):
         raise ConfigError(
             f"quantization is {kind!r}, but {checkpoint.folder} is quantised already; leave it out to use it as it is."
             if weights.is_quantized
             else f"{checkpoint.folder} is not quantised, so that it has no codes to keep; ask for int8, int4 or nf4."
         )
-    target = _target_dtype(dtype, weights)
+    target = target_dtype(dtype, weights)
 
     def matrix(name: str, columns: int, rows: int, bias: bool) -> nn.Module:
         found: QuantWeight | Nf4Weight | None = None
@@ -105,18 +107,15 @@ def load_frozen(
             )
         if found is None:  # the head, or a layer that the file's maker left in 16 bits
             with torch.device("meta"):
-                return FrozenHead(columns, rows, bias=bias)
+                return Linear(columns, rows, bias=bias)
         return FrozenLinear(found, torch.empty(rows) if bias else None).to(device)
 
-    def table(name: str, rows: int, columns: int) -> FrozenTable:
+    def table(name: str, rows: int, columns: int) -> Embedding:
         with torch.device("meta"):
-            return FrozenTable(name, rows, columns)
+            return Embedding(name, rows, columns)
 
     model = Transformer(checkpoint.config, linear=matrix, embedding=table)
-    state = {}
-    for name, parameter in model.named_parameters():
-        # One row of numbers is computed with in fp32, and costs nothing.
-        state[name] = weights.read(name, dtype=target if parameter.ndim == 2 else torch.float32, device=device)
+    state = {name: weights.read(name, dtype=target, device=device) for name, _ in model.named_parameters()}
     weights.check_tied_head(state["embed.weight"])
     model.load_state_dict(state, assign=True)
     return model.eval().requires_grad_(False)
@@ -128,7 +127,7 @@ def _round(matrix: Tensor, kind: FrozenKind) -> QuantWeight | Nf4Weight:
     return round_rows(matrix, "int4" if kind == "int4" else "int8")
 
 
-def _dense(weights: Weights, dtype: torch.dtype, device: str | torch.device) -> Transformer:
+def _dense(weights: AnyWeights, dtype: torch.dtype, device: str | torch.device) -> Transformer:
     model = empty_model(weights.config)
     state = {name: weights.read(name, dtype=dtype, device=device) for name in weights.shapes}
     weights.check_tied_head(state["embed.weight"])
@@ -137,11 +136,11 @@ def _dense(weights: Weights, dtype: torch.dtype, device: str | torch.device) -> 
     return model.eval().requires_grad_(False)
 
 
-def _packed(weights: Weights, kind: Quantization | None) -> Transformer:
+def _packed(weights: AnyWeights, kind: Quantization | None) -> Transformer:
     # The embedding and the head lie between a token and all others: they keep 8 bits where the rest has fewer.
     outer: Quantization | None = "int8" if kind or weights.is_quantized else None
     kept = packed_file(weights.folder, weights.files, kind or ("codes" if weights.is_quantized else "bf16"))
-    native = ops.backend() != "reference"
+    native = ops.backend() != "reference" and bool(weights.files)
     start = time.monotonic()
     found = (kept.read() if native else None) or {}
 
@@ -190,7 +189,7 @@ def _quantization(word: str | None) -> Quantization | None:
     raise ConfigError(f"quantization is {word!r}; it must be {' or '.join(get_args(Quantization))}.")
 
 
-def _target_dtype(dtype: str | torch.dtype, weights: Weights) -> torch.dtype:
+def target_dtype(dtype: str | torch.dtype, weights: AnyWeights) -> torch.dtype:
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":

@@ -12,7 +12,7 @@ import os
 import shutil
 import struct
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +72,7 @@ class PackedFile:
             return
 
 
-def packed_file(folder: Path, files: list[Path], what: str) -> PackedFile:
+def packed_file(folder: Path, files: Sequence[Path], what: str) -> PackedFile:
     """The file for the matrices of a checkpoint folder; `files` are its source, `what` how they are rounded."""
     states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
     key = hashlib.sha256(json.dumps([VERSION, ROUNDING, what, states]).encode()).hexdigest()

@@ -15,10 +15,10 @@ from kiloq.ops.layout import QuantWeight
 from kiloq.quant.pack import to_compressed, to_gptq
 
 from .files import read_json, write_json
+from .merge import AnyWeights, weights_of
 from .names import parts
 from .quantized import stem_of
 from .reader import Checkpoint
-from .weights import Weights
 from .writer import new_folder
 
 Layout = Literal["gptq", "compressed-tensors"]
@@ -83,7 +83,7 @@ def write_quantized(
     first matrix (8 bits beside 4) is written plain, as the numbers that its codes stand for. `notes` go into the
     settings of a GPTQ file.
     """
-    source = Weights(checkpoint.folder, checkpoint.config, checkpoint.quantization)
+    source = weights_of(checkpoint)
     rest = dict.fromkeys(source.shapes)
     with new_folder(Path(folder)) as unfinished:
         shards = _Shards(unfinished, max_shard_bytes)
@@ -108,6 +108,9 @@ def write_quantized(
         shards.finish()
         _write_settings(unfinished, checkpoint, _settings(first, layout, plain, notes or {}), source)
         _copy_small_files(checkpoint.folder, unfinished)
+        if checkpoint.adapter is not None:
+            generation = checkpoint.generation.to_json(checkpoint.config.family, checkpoint.tokenizer)
+            write_json(unfinished / "generation_config.json", generation)
 
 
 def scale_dtype(layout: Layout, checkpoint: Checkpoint) -> Literal["float16", "bfloat16"]:
@@ -115,12 +118,12 @@ def scale_dtype(layout: Layout, checkpoint: Checkpoint) -> Literal["float16", "b
     if layout == "gptq":
         return "float16"
     # Readers multiply by the scales in their own type, which must be the model's.
-    source = Weights(checkpoint.folder, checkpoint.config, checkpoint.quantization)
+    source = weights_of(checkpoint)
     return "bfloat16" if source.dtype == torch.bfloat16 else "float16"
 
 
 def _split(
-    checkpoint: Checkpoint, source: Weights, name: str, weight: QuantWeight
+    checkpoint: Checkpoint, source: AnyWeights, name: str, weight: QuantWeight
 ) -> Iterator[tuple[str, QuantWeight]]:
     """The matrices on disk that one of ours holds."""
     assert tuple(weight.codes.shape) == source.shapes[name], (name, weight.codes.shape, source.shapes[name])
@@ -150,7 +153,9 @@ def _alike(weight: QuantWeight, first: QuantWeight) -> bool:
     return weight.kind == first.kind and same_groups
 
 
-def _tensors(weight: QuantWeight, first: QuantWeight, layout: Layout, source: Weights) -> Iterator[tuple[str, Tensor]]:
+def _tensors(
+    weight: QuantWeight, first: QuantWeight, layout: Layout, source: AnyWeights
+) -> Iterator[tuple[str, Tensor]]:
     if layout == "gptq":
         yield from to_gptq(weight, less_one=first.zeros is None).items()
     else:
@@ -210,8 +215,10 @@ def _settings(first: QuantWeight, layout: Layout, plain: list[str], notes: Mappi
     }
 
 
-def _write_settings(folder: Path, checkpoint: Checkpoint, settings: dict[str, object], source: Weights) -> None:
+def _write_settings(folder: Path, checkpoint: Checkpoint, settings: dict[str, object], source: AnyWeights) -> None:
     raw = read_json(checkpoint.folder / "config.json")
+    if checkpoint.adapter is not None:
+        raw["tie_word_embeddings"] = checkpoint.config.tie_embeddings
     dtype = str(source.dtype).removeprefix("torch.")
     # transformers 5 writes `dtype` and reads both; files before it have torch_dtype.
     raw |= {"dtype" if "dtype" in raw else "torch_dtype": dtype, "quantization_config": settings}

@@ -8,6 +8,7 @@ from kiloq.model import ModelConfig
 from kiloq.quant.config import FileQuantization
 from kiloq.tokenizer import Tokenizer
 
+from .adapter import StoredAdapter
 from .files import read_config, read_quantization
 from .generation import GenerationDefaults
 from .hub import resolve
@@ -15,13 +16,18 @@ from .hub import resolve
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model on disk whose small files were read and found consistent; the weights are still where they were."""
+    """A model on disk whose small files were read and found consistent; the weights are still where they were.
+
+    With an `adapter` (kiloq.checkpoint.merge) it is what that makes of `base`, in the folder of the base.
+    """
 
     folder: Path
     config: ModelConfig
     generation: GenerationDefaults
     tokenizer: Tokenizer
     quantization: FileQuantization | None = None
+    base: "Checkpoint | None" = None
+    adapter: StoredAdapter | None = None
 
 
 def open_checkpoint(model: str | Path, *, revision: str | None = None) -> Checkpoint:

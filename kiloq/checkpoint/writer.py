@@ -1,12 +1,14 @@
 """A model becomes a checkpoint folder: sharded safetensors, configuration, tokenizer, generation defaults."""
 
 import dataclasses
+import math
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -36,7 +38,6 @@ def save_checkpoint(
 
     `model_state` is a Transformer's state_dict; its dtype is what is written.
     """
-    config = dataclasses.replace(config, dtype=str(model_state["embed.weight"].dtype).removeprefix("torch."))
     shapes = parameter_shapes(empty_model(config))
     found = {name: tuple(tensor.shape) for name, tensor in model_state.items()}
     wrong = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
@@ -45,11 +46,35 @@ def save_checkpoint(
             f"the weights do not fit the configuration: {wrong[0]} has shape {found.get(wrong[0], 'none')}, "
             f"asked for is {shapes.get(wrong[0], 'none')}."
         )
+    save_streamed(
+        folder,
+        read=lambda name: model_state[name].detach(),
+        dtype=model_state["embed.weight"].dtype,
+        config=config,
+        tokenizer=tokenizer,
+        generation=generation,
+        max_shard_bytes=max_shard_bytes,
+    )
+
+
+def save_streamed(
+    folder: str | Path,
+    *,
+    read: Callable[[str], Tensor],
+    dtype: torch.dtype,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    generation: GenerationDefaults,
+    max_shard_bytes: int = 2_000_000_000,
+) -> None:
+    """The same of parameters that are read one by one, all of them in `dtype`: no more than a file of them is held."""
+    config = dataclasses.replace(config, dtype=str(dtype).removeprefix("torch."))
+    wanted = list(parts(config, parameter_shapes(empty_model(config))))
     with new_folder(Path(folder)) as unfinished:
         write_json(unfinished / "config.json", config.to_hf())
         write_json(unfinished / "generation_config.json", generation.to_json(config.family, tokenizer))
         _write_tokenizer(unfinished, tokenizer, config, generation)
-        _write_weights(unfinished, model_state, list(parts(config, shapes)), max_shard_bytes)
+        _write_weights(unfinished, read, _split(wanted, dtype, max_shard_bytes))
 
 
 @contextmanager
@@ -87,33 +112,34 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer, config: ModelConfig, ge
         tokenizer.save(folder)
 
 
-def _write_weights(folder: Path, state: Mapping[str, Tensor], wanted: Sequence[Part], max_shard_bytes: int) -> None:
-    shards = _split(state, wanted, max_shard_bytes)
+def _write_weights(folder: Path, read: Callable[[str], Tensor], shards: Sequence[Sequence[Part]]) -> None:
     places: dict[str, str] = {}
+    total = 0
+    name, whole = "", torch.empty(0)
     for number, shard in enumerate(shards, start=1):
-        name = f"model-{number:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else "model.safetensors"
-        tensors = {part.tensor: _values(state, part).contiguous().cpu() for part in shard}
-        save_file(tensors, folder / name, metadata={"format": "pt"})
-        (folder / name).chmod(0o644)  # the library makes it private
-        places |= dict.fromkeys(tensors, name)
+        target = f"model-{number:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else "model.safetensors"
+        tensors = {}
+        for part in shard:
+            if part.parameter != name:
+                name, whole = part.parameter, read(part.parameter)
+            tensors[part.tensor] = whole[part.start : part.start + part.shape[0]].contiguous().cpu()
+        save_file(tensors, folder / target, metadata={"format": "pt"})
+        (folder / target).chmod(0o644)  # the library makes it private
+        places |= dict.fromkeys(tensors, target)
+        total += sum(tensor.nbytes for tensor in tensors.values())
     if len(shards) > 1:
-        total = sum(_values(state, part).nbytes for part in wanted)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
         write_json(folder / "model.safetensors.index.json", index)
 
 
-def _split(state: Mapping[str, Tensor], wanted: Sequence[Part], max_shard_bytes: int) -> list[list[Part]]:
+def _split(wanted: Sequence[Part], dtype: torch.dtype, max_shard_bytes: int) -> list[list[Part]]:
     shards: list[list[Part]] = [[]]
     size = 0
     for part in wanted:
-        nbytes = _values(state, part).nbytes
+        nbytes = math.prod(part.shape) * dtype.itemsize
         if shards[-1] and size + nbytes > max_shard_bytes:
             shards.append([])
             size = 0
         shards[-1].append(part)
         size += nbytes
     return shards
-
-
-def _values(state: Mapping[str, Tensor], part: Part) -> Tensor:
-    return state[part.parameter].detach()[part.start : part.start + part.shape[0]]

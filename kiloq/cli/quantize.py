@@ -90,15 +90,32 @@ def quantize(
 ) -> None:
     """Quantise a model layer by layer. After a stop, the same command goes on where it was."""
     from kiloq.checkpoint import bundled, open_checkpoint
-    from kiloq.checkpoint.quantized_writer import write_quantized
     from kiloq.checkpoint.writer import refuse_existing
-    from kiloq.quant.calibrate import quantized_weights
 
     refuse_existing(output)
     checkpoint = open_checkpoint(bundled() if model is None else model)
     _refuse_quantized(checkpoint)
-    wanted = _wish(checkpoint, grid, solver, format_)
-    rows, held = _rows(checkpoint, wanted, data, is_bundled=model is None)
+    text = read_text(checkpoint, data, is_bundled=model is None)
+    quantize_checkpoint(checkpoint, output, text, grid=grid, solver=solver, data=data, layout=format_)
+    print(output)
+
+
+def quantize_checkpoint(
+    checkpoint: "Checkpoint",
+    output: Path,
+    text: "CalibrationText",
+    *,
+    grid: GridOptions = GridOptions(),  # frozen
+    solver: SolverOptions = SolverOptions(),  # frozen
+    data: CalibrationOptions = CalibrationOptions(),  # frozen
+    layout: "Layout" = "gptq",
+) -> None:
+    """Write the quantised checkpoint, going on where an earlier call with the same arguments was stopped."""
+    from kiloq.checkpoint.quantized_writer import write_quantized
+    from kiloq.quant.calibrate import quantized_weights
+
+    wanted = _wish(checkpoint, grid, solver, layout)
+    rows = None if wanted.method == "rtn" else _choose(checkpoint, text, data)
     work = output.absolute().parent / f".{output.name}.quantizing"
     try:
         layers = _run(checkpoint, wanted, rows, work)
@@ -109,7 +126,7 @@ def quantize(
         output,
         checkpoint,
         quantized_weights(checkpoint.config, work),
-        layout=format_,
+        layout=layout,
         notes={
             "damp_percent": 0.01,
             "desc_act": solver.order == "act",
@@ -118,12 +135,11 @@ def quantize(
         },
     )
     facts = {"settings": asdict(wanted), "tokens": len(rows.ids) if rows else 0, "layers": [asdict(x) for x in layers]}
-    facts |= _compare(checkpoint, output, held)
+    facts |= _compare(checkpoint, output, text.held)
     unfinished = output / ".quantize_report.unfinished"
     unfinished.write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
     unfinished.replace(output / "quantize_report.json")
     shutil.rmtree(work)
-    print(output)
 
 
 def _refuse_quantized(checkpoint: "Checkpoint") -> None:
@@ -163,15 +179,18 @@ def _wish(checkpoint: "Checkpoint", grid: GridOptions, solver: SolverOptions, la
     return wanted
 
 
-def _rows(
-    checkpoint: "Checkpoint", wanted: "QuantizeConfig", options: CalibrationOptions, *, is_bundled: bool
-) -> "tuple[CalibrationData | None, list[list[int]]]":
-    """The rows that the model is measured on, and a few others to compare it by.
+@dataclass(frozen=True)
+class CalibrationText:
+    """Rows that a model may be measured on, a few `held` back to compare it by, and what was noticed."""
 
-    The bundled model knows the world of its own generator, not documents and code.
-    """
+    rows: list[list[int]]
+    held: list[list[int]]
+    notes: list[str]
+
+
+def read_text(checkpoint: "Checkpoint", options: CalibrationOptions, *, is_bundled: bool) -> CalibrationText:
+    """The files of the options, or our own; the bundled model knows its generator's world, not documents and code."""
     from kiloq.cli.calibration_file import own_files, read_rows
-    from kiloq.quant.calibration_data import choose_rows, shortcomings
 
     files = options.calibration or own_files()[: 1 if is_bundled else None]
     first, notes = read_rows(files[:1], checkpoint, options.max_length)
@@ -185,28 +204,38 @@ def _rows(
     count = min(_HELD_ROWS, len(rows) // 10, len(first))
     order = random.Random(options.seed).sample(range(len(first)), count)
     held = [rows[i][: options.max_length] for i in order]
-    if wanted.method == "rtn":
-        return None, held
     if options.calibration is None and not is_bundled:
-        say("calibrating on the short text that kiloq brings along; --calibration with text of your own kind is better")
-    kept = [row for i, row in enumerate(rows) if i not in set(order)]
-    data = choose_rows(kept, samples=options.samples, max_length=options.max_length, seed=options.seed)
-    for note in (*notes, *shortcomings(data, checkpoint.config.hidden_size)):
+        notes.append(
+            "calibrating on the short text that kiloq brings along; --calibration with text of your own kind is better"
+        )
+    return CalibrationText([row for i, row in enumerate(rows) if i not in set(order)], held, notes)
+
+
+def _choose(checkpoint: "Checkpoint", text: CalibrationText, options: CalibrationOptions) -> "CalibrationData":
+    """The rows that the model is measured on."""
+    from kiloq.quant.calibration_data import choose_rows, shortcomings
+
+    data = choose_rows(text.rows, samples=options.samples, max_length=options.max_length, seed=options.seed)
+    for note in (*text.notes, *shortcomings(data, checkpoint.config.hidden_size)):
         say(note)
     say(f"calibration: {data.rows:,} rows, {len(data.ids):,} tokens")
-    return data, held
+    return data
 
 
 def _run(
     checkpoint: "Checkpoint", wanted: "QuantizeConfig", data: "CalibrationData | None", work: Path
 ) -> "list[LayerReport]":
     from kiloq.checkpoint.files import weight_files
-    from kiloq.checkpoint.weights import Weights
+    from kiloq.checkpoint.merge import adapter_digest, weights_of
     from kiloq.quant.calibrate import job_digest, quantize_layers
 
     config = checkpoint.config
-    weights = Weights(checkpoint.folder, config)
-    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in weight_files(checkpoint.folder)]
+    weights = weights_of(checkpoint)
+    states: list[object] = [
+        (file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in weight_files(checkpoint.folder)
+    ]
+    if checkpoint.adapter is not None:
+        states.append(adapter_digest(checkpoint.adapter))
 
     def report(layer: "LayerReport") -> None:
         errors = "  ".join(f"{name} {100 * m.error:.2f} %" for name, m in layer.matrices.items())
@@ -223,15 +252,21 @@ def _run(
     )
 
 
+def affordable(checkpoint: "Checkpoint", rows: Sequence[list[int]]) -> list[list[int]]:
+    """As many rows as a model of this size reads in seconds; none if it is too large to be loaded for that."""
+    size, kept = checkpoint.config.num_parameters, list(rows)
+    while kept and sum(map(len, kept)) * size > _CHEAP_WORK:
+        kept.pop()
+    return kept if size <= _CHEAP_MODEL else []
+
+
 def _compare(checkpoint: "Checkpoint", output: Path, held: Sequence[list[int]]) -> dict[str, Any]:
     """Perplexity before and after on rows that were not used, where that takes seconds."""
     from kiloq.checkpoint import load_model, open_checkpoint
     from kiloq.evals.perplexity import perplexity_of_rows
 
-    size, rows = checkpoint.config.num_parameters, list(held)
-    while rows and sum(map(len, rows)) * size > _CHEAP_WORK:
-        rows.pop()
-    if not rows or size > _CHEAP_MODEL:
+    rows = affordable(checkpoint, held)
+    if not rows:
         say(f"not compared with the original: kiloq eval perplexity -m {output} TEXT does that")
         return {}
     before = perplexity_of_rows(load_model(checkpoint), rows)

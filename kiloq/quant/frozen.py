@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kiloq.model.transformer import Embedding, Linear
 from kiloq.ops.layout import QuantWeight
 
 from .nf4 import LEVELS, Nf4Weight, nested_magnitudes
@@ -135,23 +134,6 @@ class FrozenLinear(nn.Module):
             return self.scales.float()
         assert self.mean is not None
         return nested_magnitudes(self.scales, self.steps, self.mean)
-
-
-class FrozenTable(Embedding):
-    """A token table kept in 16 bits: rows come out in fp32; as a tied head it computes in its input's type."""
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return super().forward(ids).float()
-
-    def project(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.weight.to(hidden.dtype))
-
-
-class FrozenHead(Linear):
-    """A head kept in 16 bits that computes in its input's type."""
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return F.linear(hidden, self.weight.to(hidden.dtype))
 
 
 class _Multiply(torch.autograd.Function):

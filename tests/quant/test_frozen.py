@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kiloq.ops.layout import QuantWeight
 from kiloq.quant import frozen
-from kiloq.quant.frozen import FrozenHead, FrozenLinear, FrozenTable
+from kiloq.quant.frozen import FrozenLinear
 from kiloq.quant.grid import Scheme, rtn
 from kiloq.quant.nf4 import Nf4Weight, quantize_nf4
 
@@ -164,14 +164,3 @@ def test_a_compiled_layer_computes_the_same() -> None:
     compiled = torch.compile(layer, backend="aot_eager")
     for ours, exact in zip(outcome(compiled, random(5, COLUMNS)), outcome(layer, random(5, COLUMNS)), strict=True):
         torch.testing.assert_close(ours, exact)
-
-
-def test_tables_in_sixteen_bits_compute_in_the_type_of_what_they_meet() -> None:
-    table, head = FrozenTable("embed", 10, 8).bfloat16(), FrozenHead(8, 10, bias=False).bfloat16()
-    for one in (table, head):
-        nn.init.normal_(one.weight)
-        assert one.requires_grad_(False)
-    ids, hidden = torch.tensor([3, 1]), random(2, 8)
-    assert torch.equal(table(ids), table.weight.float()[ids])
-    assert torch.equal(table.project(hidden), hidden @ table.weight.float().T)
-    assert torch.equal(head(hidden.bfloat16()), hidden.bfloat16() @ head.weight.T)
