@@ -1,6 +1,7 @@
 # make chat            talk with the bundled model (MODEL=Qwen/Qwen3-0.6B or a folder takes a real one)
 # make test            the default tests, offline
 # make check           ruff, mypy and the floors of ARCHITECTURE.md
+# make finetune-demo   give the bundled model a new identity: adapter, merge, int8, chat (minutes)
 # make native-check    the kernels of csrc/ under AddressSanitizer, UBSan and ThreadSanitizer (two minutes)
 # make clean           remove what make has made
 # Needs python3 >= 3.11 and nothing else. A GPU user puts another torch into .venv first, or makes .venv with
@@ -23,6 +24,10 @@ chat: $(DONE)/kiloq
 .PHONY: test
 test: $(DONE)/test
 	@$(VENV)/bin/python -m pytest $(PYTEST)
+
+.PHONY: finetune-demo
+finetune-demo: $(DONE)/kiloq
+	@PATH="$(abspath $(VENV))/bin:$$PATH" recipes/finetune/demo/run.sh
 
 .PHONY: check
 check: $(DONE)/test $(DONE)/check
