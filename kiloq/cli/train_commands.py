@@ -55,17 +55,18 @@ def pretrain(recipe: Path, /, *, overrides: Overrides = ()) -> None:
     from kiloq.train.recipe import load_recipe
 
     config = load_recipe(PretrainConfig, recipe, overrides)
-    _say_outcome(pretrain(config), config.out)
+    _say_outcome(pretrain(config), Path(config.out) / "model")
 
 
 @app.command(help_prologue="Example: `kiloq train sft recipes/finetune/lora.toml -m Qwen/Qwen3-0.6B --data chat.jsonl`")
 def sft(recipe: Path, /, *, options: RunOptions = RunOptions()) -> None:  # frozen
     """Fine-tune a model on conversations. After a stop, the same command goes on where it was."""
+    from kiloq.train.network import trained_folder
     from kiloq.train.recipe import load_recipe
     from kiloq.train.sft import SftConfig, sft
 
     config = load_recipe(SftConfig, recipe, options.settings())
-    _say_outcome(sft(config), config.out)
+    _say_outcome(sft(config), trained_folder(config))
 
 
 @app.command(help_prologue="Example: `kiloq train grpo recipes/align/grpo.toml`")
@@ -118,6 +119,6 @@ def show(
         print(line)
 
 
-def _say_outcome(outcome: str, out: str) -> None:
+def _say_outcome(outcome: str, folder: Path) -> None:
     if outcome == "finished":
-        print(f"{out}/model")
+        print(folder)

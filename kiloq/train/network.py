@@ -47,16 +47,21 @@ def read_network(recipe: NetworkRecipe, checkpoint: Checkpoint, runtime: Runtime
 def write_network(
     recipe: NetworkRecipe, model: Transformer, checkpoint: Checkpoint, generation: GenerationDefaults
 ) -> Path:
-    """Write what was trained below the run's folder, as "model", or "adapter" where it is one; where it is."""
-    out = Path(recipe.out)
+    """Write what was trained below the run's folder; where it is."""
+    folder = trained_folder(recipe)
     if recipe.adapter is None:
-        export(out / "model", model, checkpoint.tokenizer, generation)
-        return out / "model"
-    adapters.export(
-        out / "adapter",
-        model,
-        recipe.adapter,
-        base=Base.read(out),
-        generation=generation.to_json(model.config.family, checkpoint.tokenizer),
-    )
-    return out / "adapter"
+        export(folder, model, checkpoint.tokenizer, generation)
+    else:
+        adapters.export(
+            folder,
+            model,
+            recipe.adapter,
+            base=Base.read(Path(recipe.out)),
+            generation=generation.to_json(model.config.family, checkpoint.tokenizer),
+        )
+    return folder
+
+
+def trained_folder(recipe: NetworkRecipe) -> Path:
+    """Where a run leaves what it has trained."""
+    return Path(recipe.out) / ("model" if recipe.adapter is None else "adapter")
