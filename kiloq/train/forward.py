@@ -11,7 +11,7 @@ from kiloq.model import Recompute, Transformer
 from kiloq.model.trained_rows import RowsEmbedding, RowsHead
 
 from .data import Batch
-from .losses import ChunkLoss, HeadMatrix, chunked_cross_entropy, softmax_loss
+from .losses import HeadMatrix, chunked_cross_entropy
 from .row_attend import RowAttend
 from .settings import BatchConfig, LoopConfig
 
@@ -50,11 +50,9 @@ class Forward:
         self.model = model.to(runtime.device)
         self.model.checkpointing = checkpointing
         self.runtime, self.seq_len = runtime, seq_len
-        self.chunk_loss: ChunkLoss = softmax_loss
         self._hidden = model.__call__
         if runtime.compiled:
             self._hidden = torch.compile(model.forward, dynamic=False)
-            self.chunk_loss = torch.compile(softmax_loss, dynamic=False)
 
     def __call__(self, batch: Batch) -> Tensor:
         """Hidden states after the final norm, [T, hidden_size] in the runtime's type."""
@@ -75,7 +73,7 @@ class Forward:
     def cross_entropy(self, batch: Batch) -> Tensor:
         """Summed over the batch's trained tokens, a scalar in fp32."""
         targets = batch.targets.to(self.runtime.device)
-        return chunked_cross_entropy(self(batch), head_of(self.model), targets, chunk_loss=self.chunk_loss)
+        return chunked_cross_entropy(self(batch), head_of(self.model), targets)
 
 
 def head_of(model: Transformer) -> HeadMatrix:
