@@ -98,13 +98,14 @@ class TrainedLinear(nn.Module):
         out: Tensor = self.shared(x)
         if not self.enabled:
             return out
-        dropped = F.dropout(x, self.dropout, self.training)
-        mixed = F.linear(dropped.to(out.dtype), self.down.to(out.dtype)).to(out.dtype)  # [T, K] -> [T, R]
+        kept, share = _dropped(x, self.dropout) if self.dropout and self.training else (x, 1.0)
+        mixed = F.linear(kept.to(out.dtype), self.down.to(out.dtype)).to(out.dtype)  # [T, K] -> [T, R]
         ups = [up.to(out.dtype) for up in self.ups]
+        scales = [one.scale / share for one in self.slices]
         if self.magnitude is None:
-            return _add(out, mixed, self.slices, ups)
-        bias, scales = self.bias, self._row_scales(self.magnitude).to(out.dtype)
-        whole = _add(out if bias is None else out - bias, mixed, self.slices, ups) * scales
+            return _add(out, mixed, self.slices, scales, ups)
+        bias, lengths = self.bias, self._row_scales(self.magnitude).to(out.dtype)
+        whole = _add(out if bias is None else out - bias, mixed, self.slices, scales, ups) * lengths
         return whole if bias is None else whole + bias
 
     def _row_scales(self, magnitude: Tensor) -> Tensor:
@@ -190,12 +191,26 @@ def _dense(shared: nn.Module, one: Slice) -> Tensor:
     return shared.dense_rows(one.start, one.stop).detach()
 
 
-def _add(out: Tensor, mixed: Tensor, slices: Sequence[Slice], ups: Sequence[Tensor]) -> Tensor:
-    """out + scale mixed_i up_i^T in each slice's own rows; `out` may be changed."""
+def _dropped(x: Tensor, rate: float) -> tuple[Tensor, float]:
+    """x with that share of its values zeroed, the others as they were, and by what those must be divided.
+
+    On a CPU a value costs 16 random bits and two cheap passes: 1.2 ns forwards and 0.5 ns back in bf16 on one core,
+    where F.dropout takes 8.9 ns, and was a quarter of a step.
+    """
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.dropout(x, rate), 1.0
+    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    below = round(rate * 2**16)
+    keep = words[: x.numel()].ge_(below - 2**15).view(x.shape)  # 0 or 1
+    return x * keep, 1 - below / 2**16
+
+
+def _add(out: Tensor, mixed: Tensor, slices: Sequence[Slice], scales: Sequence[float], ups: Sequence[Tensor]) -> Tensor:
+    """out + scale_i mixed_i up_i^T in each slice's own rows; `out` may be changed."""
     # Selective recomputation, a dispatch mode, keeps products to use them again: those must stay what they were.
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         out = out.clone()
-    added: Tensor = _AddLowRank.apply(out, mixed, tuple(slices), *ups)  # type: ignore[no-untyped-call]
+    added: Tensor = _AddLowRank.apply(out, mixed, tuple(slices), tuple(scales), *ups)  # type: ignore[no-untyped-call]
     return added
 
 
@@ -203,14 +218,16 @@ class _AddLowRank(torch.autograd.Function):
     """In place: plain products and sums would write [T, N] three times more, and autograd's views copy gradients."""
 
     @staticmethod
-    def forward(ctx: Any, out: Tensor, mixed: Tensor, slices: tuple[Slice, ...], *ups: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, out: Tensor, mixed: Tensor, slices: tuple[Slice, ...], scales: tuple[float, ...], *ups: Tensor
+    ) -> Tensor:
         at = 0
-        for one, up in zip(slices, ups, strict=True):
-            out[:, one.start : one.stop].addmm_(mixed[:, at : at + one.rank], up.t(), alpha=one.scale)
+        for one, scale, up in zip(slices, scales, ups, strict=True):
+            out[:, one.start : one.stop].addmm_(mixed[:, at : at + one.rank], up.t(), alpha=scale)
             at += one.rank
         ctx.mark_dirty(out)
         ctx.save_for_backward(mixed, *ups)
-        ctx.slices = slices
+        ctx.slices, ctx.scales = slices, scales
         return out
 
     @staticmethod
@@ -218,9 +235,9 @@ class _AddLowRank(torch.autograd.Function):
         mixed, *ups = ctx.saved_tensors
         (gradient,) = upstream
         mixed_grads, up_grads, at = [], [], 0
-        for one, up in zip(ctx.slices, ups, strict=True):
+        for one, scale, up in zip(ctx.slices, ctx.scales, ups, strict=True):
             rows = gradient[:, one.start : one.stop]
-            mixed_grads.append(rows @ up * one.scale)
-            up_grads.append(rows.t() @ mixed[:, at : at + one.rank] * one.scale)
+            mixed_grads.append(rows @ up * scale)
+            up_grads.append(rows.t() @ mixed[:, at : at + one.rank] * scale)
             at += one.rank
-        return gradient, torch.cat(mixed_grads, dim=1), None, *up_grads
+        return gradient, torch.cat(mixed_grads, dim=1), None, None, *up_grads

@@ -9,6 +9,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from kiloq.checkpoint import Checkpoint, GenerationDefaults, load_dense, open_checkpoint, read_adapter
 from kiloq.checkpoint.adapter import read_stored_adapter
@@ -17,7 +18,7 @@ from kiloq.checkpoint.weights import empty_model
 from kiloq.engine import Engine, EngineConfig, SamplingParams
 from kiloq.errors import CheckpointError, ConfigError
 from kiloq.model import ModelConfig, RopeConfig, Transformer
-from kiloq.model.trained_lora import as_adapter, frozen_alone
+from kiloq.model.trained_lora import Slice, TrainedLinear, as_adapter, frozen_alone
 from kiloq.tokenizer import Tokenizer
 from kiloq.train.adapters import AdapterConfig, attach, counts, describe, export, stored, targeted
 from kiloq.train.data import Batch
@@ -76,12 +77,12 @@ def forward_of(model: Transformer, **loop: object) -> Forward:
     return Forward(model.train(), runtime, seq_len=32, **loop)
 
 
-def their_loss(model: torch.nn.Module) -> torch.Tensor:
+def their_loss(model: nn.Module) -> torch.Tensor:
     one = batch()
     rows = [slice(32 * row, 32 * row + length) for row, length in enumerate(LENGTHS)]
     logits = torch.cat([model(one.ids[None, row]).logits[0] for row in rows])
     targets = torch.cat([one.targets[row] for row in rows])
-    return torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+    return nn.functional.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
@@ -381,3 +382,23 @@ def test_what_is_no_update_beside_a_model_is_not_served(
     export(tmp_path / "adapter", model, config)
     with pytest.raises(CheckpointError, match="cannot serve"):
         read_adapter(tmp_path / "adapter", model.config)
+
+
+def test_dropout_zeroes_its_share_and_keeps_the_mean() -> None:
+    """y = 0 + B A drop(x) with A and B the identity: what comes out is what dropout made of x."""
+    shared = nn.Linear(512, 512, bias=False)
+    layer = TrainedLinear(shared, [Slice(start=0, rows=512, rank=512, scale=1.0)], (512, 512), dropout=0.3)
+    with torch.no_grad():
+        for matrix in (layer.down, layer.ups[0]):
+            matrix.copy_(torch.eye(512))
+        shared.weight.zero_()
+    torch.manual_seed(3)
+    out = layer(torch.ones(400, 512))
+    zeros = float((out == 0).float().mean())
+    assert abs(zeros - 0.3) < 4 * (0.21 / out.numel()) ** 0.5  # four standard deviations
+    torch.testing.assert_close(out[out != 0], torch.full_like(out[out != 0], 1 / 0.7), rtol=1e-4, atol=0)
+    rows = (out == 0).float()
+    assert (rows[1:] == rows[:-1]).float().mean() < 0.6  # 0.58 where rows are independent
+    torch.manual_seed(3)
+    assert torch.equal(layer(torch.ones(400, 512)), out)
+    assert torch.equal(layer.eval()(torch.ones(400, 512)), torch.ones(400, 512))
