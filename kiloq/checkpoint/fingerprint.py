@@ -6,7 +6,7 @@ in seconds. Two trainings of one model differ in it; a change of single rows of 
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -26,11 +26,13 @@ _MOST_FOLDERS = 200  # that are looked at as neighbours
 
 @dataclass(frozen=True)
 class Base:
-    """The model that an adapter was trained on. `model` is the name it was asked for by, None if that was a path."""
+    """The model that an adapter was trained on. `model` is the name it was asked for by, None if that was a path;
+    `quantization` what its matrices were rounded to for that, if they were."""
 
     fingerprint: str
     folder: str  # its last name, for messages
     model: str | None = None
+    quantization: str | None = None
 
     @property
     def short(self) -> str:
@@ -38,14 +40,14 @@ class Base:
         return _short(self.fingerprint)
 
     @classmethod
-    def of(cls, folder: Path, model: str | None = None) -> "Base":
+    def of(cls, folder: Path, model: str | None = None, *, quantization: str | None = None) -> "Base":
         """The base in a folder that was found under this name."""
         name = None if model is None or Path(model).expanduser().is_dir() else model
-        return cls(fingerprint(folder), folder.resolve().name, name)
+        return cls(fingerprint(folder), folder.resolve().name, name, quantization)
 
     def write(self, folder: Path) -> None:
         """Into an adapter's or a run's folder."""
-        write_json(folder / BASE_FILE, {"fingerprint": self.fingerprint, "folder": self.folder, "model": self.model})
+        write_json(folder / BASE_FILE, asdict(self))
 
     @classmethod
     def read(cls, folder: Path) -> "Base | None":
@@ -54,9 +56,13 @@ class Base:
         if not path.is_file():
             return None
         raw = read_json(path)
-        fields = [raw.get(key) for key in ("fingerprint", "folder", "model")]
-        if not isinstance(fields[0], str) or not isinstance(fields[1], str) or not isinstance(fields[2], str | None):
-            raise CheckpointError(f"{path} must hold the strings fingerprint and folder, and model or null.")
+        fields = [raw.get(key) for key in ("fingerprint", "folder", "model", "quantization")]
+        if not all(isinstance(one, str) for one in fields[:2]) or not all(
+            isinstance(one, str | None) for one in fields
+        ):
+            raise CheckpointError(
+                f"{path} must hold the strings fingerprint and folder, and model and quantization or null."
+            )
         return cls(*fields)  # type: ignore[arg-type]  # checked above
 
 

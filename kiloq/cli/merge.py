@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kiloq.checkpoint import Checkpoint
+    from kiloq.checkpoint.load import FrozenKind
     from kiloq.model import Transformer
     from kiloq.model.config import Family
 
@@ -112,16 +113,30 @@ def _compare(adapter: Path, trained_on: Path, merged: "Checkpoint", output: Path
 def _beside(base: "Checkpoint", adapter: Path) -> "Transformer":
     """Base and adapter as training had them, computed in fp32."""
     from kiloq.checkpoint import load_dense, load_frozen
+    from kiloq.checkpoint.fingerprint import Base
     from kiloq.checkpoint.merge import with_adapter
     from kiloq.train.adapters import AdapterConfig, attach
 
     together = with_adapter(base, adapter)
     if together.config.tie_embeddings != base.config.tie_embeddings:
         return load_dense(together, dtype="float32")  # a head of its own cannot stand beside a tied one
-    load = load_dense if base.quantization is None else load_frozen
-    model = load(base, dtype="float32")
+    recorded = Base.read(adapter)
+    kind = _kind(recorded.quantization) if recorded is not None and base.quantization is None else "auto"
+    model = (
+        load_dense(base, dtype="float32")
+        if kind == "auto" and base.quantization is None
+        else load_frozen(base, kind=kind, dtype="float32")
+    )
     attach(model, base, AdapterConfig(start=str(adapter), dropout=0.0))
     return model.eval()
+
+
+def _kind(recorded: str | None) -> "FrozenKind":
+    """What a base was rounded to for training; "auto" is as it is."""
+    match recorded:
+        case "int8" | "int4" | "nf4":
+            return recorded
+    return "auto"
 
 
 def _logits(model: "Transformer", rows: list[list[int]]) -> "Tensor":

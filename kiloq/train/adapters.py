@@ -38,6 +38,8 @@ class AdapterConfig:
     "all-linear", is all of the blocks. `embeddings` "rows" trains the rows of <|im_start|>, <|im_end|> and `tokens` in
     embedding and head, "full" both tables whole; "auto" is "rows" where a base model learns to chat or `tokens` names
     some, else "none". `start` is an adapter's folder to go on from: its shape counts, not the one given here.
+    `quantization` rounds the frozen matrices while they are loaded (Q-LoRA, arXiv 2305.14314); the codes of a quantised
+    checkpoint are trained beside as they are, without it.
     """
 
     rank: int = 64
@@ -49,6 +51,7 @@ class AdapterConfig:
     embeddings: Literal["auto", "none", "rows", "full"] = "auto"
     tokens: tuple[str, ...] = ()
     start: str | None = None
+    quantization: Literal["int8", "int4", "nf4"] | None = None
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:

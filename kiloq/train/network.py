@@ -5,8 +5,9 @@ from typing import Protocol
 
 import torch
 
-from kiloq.checkpoint import Checkpoint, GenerationDefaults, load_dense
+from kiloq.checkpoint import Checkpoint, GenerationDefaults, load_dense, load_frozen
 from kiloq.checkpoint.fingerprint import Base
+from kiloq.errors import ConfigError
 from kiloq.model import Transformer
 
 from . import adapters
@@ -31,17 +32,30 @@ class NetworkRecipe(Protocol):
 def read_network(recipe: NetworkRecipe, checkpoint: Checkpoint, runtime: Runtime) -> tuple[Transformer, str]:
     """The checkpoint's network and a line on what of it is trained, which alone requires gradients and is fp32.
 
-    What an adapter leaves frozen is in the type that products run in; ConfigError where the run has begun on another
-    model.
+    What an adapter leaves frozen is in the type that products run in, or in codes; ConfigError where the run has begun
+    on another model.
     """
     if recipe.adapter is None:
+        _refuse_codes(recipe, checkpoint)
         model = load_dense(checkpoint, dtype=torch.float32).requires_grad_(True)
     else:
-        adapters.claim_base(Path(recipe.out), Base.of(checkpoint.folder, recipe.model))
-        model = load_dense(checkpoint, dtype=runtime.dtype)
+        kind = recipe.adapter.quantization
+        adapters.claim_base(Path(recipe.out), Base.of(checkpoint.folder, recipe.model, quantization=kind))
+        if kind is None and checkpoint.quantization is None:
+            model = load_dense(checkpoint, dtype=runtime.dtype)
+        else:
+            model = load_frozen(checkpoint, kind=kind or "auto", dtype=runtime.dtype, device=runtime.device)
         torch.manual_seed(recipe.seed)  # of dropout; a run that goes on has its own state
         adapters.attach(model, checkpoint, recipe.adapter, seed=recipe.seed)
     return model, adapters.describe(model)
+
+
+def _refuse_codes(recipe: NetworkRecipe, checkpoint: Checkpoint) -> None:
+    if checkpoint.quantization is not None:
+        raise ConfigError(
+            f"{recipe.model} is quantised ({checkpoint.quantization.label}), and codes cannot be trained. Add an "
+            "[adapter] table (Q-LoRA), or train the unquantised model."
+        )
 
 
 def write_network(

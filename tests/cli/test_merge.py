@@ -13,7 +13,6 @@ from kiloq.checkpoint.fingerprint import Base
 from kiloq.cli.main import run
 from kiloq.train.adapters import AdapterConfig, attach, stored
 
-
 SHORT = ("--max-length", "64")
 
 
