@@ -5,6 +5,7 @@ tokens.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,10 +33,11 @@ _TRANSCRIPT = re.compile(r"\n\n(Human|Assistant): ?")
 
 @dataclass(frozen=True)
 class Pair:
-    """Two conversations with one beginning; only what follows it is trained."""
+    """Two conversations with one beginning; only what follows it is trained. `margin` is by how much one is better."""
 
     chosen: Conversation
     rejected: Conversation
+    margin: float = 0.0
 
     @property
     def where(self) -> str:
@@ -67,10 +69,11 @@ def pair(row: Mapping[str, Any], where: str) -> Pair:
         check_messages(messages)
         if not any(message.role == "assistant" for message in messages[shared:]):
             raise DataError(f"{name} has no answer of its own behind the beginning that both share.")
-    tools = read_tools(row.get("tools"))
-    return Pair(
-        Conversation(_prompted(chosen, shared), tools, where), Conversation(_prompted(rejected, shared), tools, where)
-    )
+    tools, margin = read_tools(row.get("tools")), row.get("margin", 0)
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
+        raise DataError(f"margin is {margin!r:.80}; it must be a number.")
+    better, worse = (Conversation(_prompted(one, shared), tools, where) for one in (chosen, rejected))
+    return Pair(better, worse, float(margin))
 
 
 def judged(row: Mapping[str, Any], where: str) -> Judged:

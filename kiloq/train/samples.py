@@ -85,19 +85,19 @@ class Samples:
     def read(self, conversations: Iterable[Conversation]) -> list[Sample]:
         """Samples of all conversations; `tally` counts what was cut and dropped. DataError tells all faults at once,
         and if nothing is left."""
-        return self._read(conversations, self.conversation)
+        return self.read_rows(conversations, self.conversation)
 
     def read_pairs(self, pairs: Iterable[Pair]) -> list[tuple[Sample, Sample]]:
         """(chosen, rejected) of all pairs."""
-        return self._read(pairs, self.pair)
+        return self.read_rows(pairs, self.pair)
 
     def read_judged(self, rows: Iterable[Judged]) -> list[tuple[Sample, bool]]:
         """(answer, whether it is good) of all rows."""
-        return self._read(rows, self.judged)
+        return self.read_rows(rows, self.judged)
 
     def read_documents(self, documents: Iterable[Document]) -> list[Sample]:
         """Texts, each ended by the end-of-text token, trained from the second token on."""
-        return self._read(documents, self.document)
+        return self.read_rows(documents, self.document)
 
     def conversation(self, conversation: Conversation) -> list[Sample]:
         """One sample, or none where it is too long."""
@@ -143,7 +143,8 @@ class Samples:
             raise DataError(str(error)) from error
         return Rendered(rendered.ids, qwen1_mask(rendered, self.tokenizer)) if self.mask == "qwen1" else rendered
 
-    def _read(self, rows: Iterable[Row], make: Callable[[Row], list[Made]]) -> list[Made]:
+    def read_rows(self, rows: Iterable[Row], make: Callable[[Row], list[Made]]) -> list[Made]:
+        """What `make` makes of all rows. DataError tells all faults at once, and if nothing is left."""
         made: list[Made] = []
         faults: list[Fault] = []
         for row in rows:

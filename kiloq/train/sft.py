@@ -99,7 +99,7 @@ def sft(config: SftConfig) -> Outcome:
         epoch_tokens=len(stream) * batch.seq_len,
         step_tokens=batch.step_tokens,
     )
-    generation = _answering(checkpoint, config.answer)
+    generation = answering(checkpoint, config.answer)
     notes = _before_step_1([one for part, _ in sources for one in part], checkpoint, generation)
     notes.insert(0, f"{samples.tally}; {len(stream):,} rows of an epoch {100 * stream.filled:.1f} % full")
     notes += [f"left out: {line}" for line in kinds_of(left_out or [])]
@@ -123,7 +123,7 @@ def sft(config: SftConfig) -> Outcome:
     return outcome
 
 
-def _answering(checkpoint: Checkpoint, answer: AnswerConfig) -> GenerationDefaults:
+def answering(checkpoint: Checkpoint, answer: AnswerConfig) -> GenerationDefaults:
     """The checkpoint's sampling, as a chat model's: an answer ends where the trained end token stands."""
     wished = {name: value for name, value in dataclasses.asdict(answer).items() if value is not None}
     tokenizer = checkpoint.tokenizer
@@ -131,6 +131,14 @@ def _answering(checkpoint: Checkpoint, answer: AnswerConfig) -> GenerationDefaul
     return dataclasses.replace(
         checkpoint.generation, chat_format="chatml", stop_ids=tuple(dict.fromkeys(stops)), **wished
     )
+
+
+def text_stream(checkpoint: Checkpoint, path: str, batch: BatchConfig) -> PackedSamples:
+    """Conversations beside which a run of another kind is watched: what it does to the rest."""
+    fmt = chat_format_for(checkpoint.config.family, checkpoint.folder)
+    samples = _read(Samples(checkpoint.tokenizer, fmt, seq_len=batch.seq_len), path)
+    filler = checkpoint.tokenizer.end_of_text_id
+    return PackedSamples([(samples, 1.0)], seq_len=batch.seq_len, tokens=batch.tokens, seed=0, filler=filler)
 
 
 def _read(samples: Samples, path: str, left_out: list[Fault] | None = None) -> list[Sample]:

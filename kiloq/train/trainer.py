@@ -170,8 +170,9 @@ class Trainer(Generic[B]):
         step, measured = self.progress.step, self.evaluate()
         for name, means in measured.items():
             journal.write(step, {f"eval/{name}" + (f"/{k}" if k != "loss" else ""): v for k, v in means.items()})
-        losses = "  ".join(f"{name} {means['loss']:.3f}" for name, means in measured.items())
-        journal.say(f"step {step:,}  held out  {losses}")
+        for name, means in measured.items():
+            rest = "".join(f"  {what} {value:.3f}" for what, value in means.items() if what != "loss")
+            journal.say(f"step {step:,}  held out  {name} {means['loss']:.3f}{rest}")
         for sample in self.watch.samples():
             journal.note(step, sample)
 
