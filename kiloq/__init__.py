@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from kiloq.compat import (
         AutoModelForCausalLM,
+        AutoPeftModelForCausalLM,
         AutoTokenizer,
         GenerationConfig,
         decode_tokens,
@@ -24,6 +25,7 @@ _HOME = {
     "SamplingParams": "kiloq.engine",
     "Tokenizer": "kiloq.tokenizer",
     "AutoModelForCausalLM": "kiloq.compat",
+    "AutoPeftModelForCausalLM": "kiloq.compat",
     "AutoTokenizer": "kiloq.compat",
     "GenerationConfig": "kiloq.compat",
     "decode_tokens": "kiloq.compat",
@@ -35,6 +37,7 @@ _HOME = {
 __all__ = [
     "LLM",
     "AutoModelForCausalLM",
+    "AutoPeftModelForCausalLM",
     "AutoTokenizer",
     "GenerationConfig",
     "SamplingParams",

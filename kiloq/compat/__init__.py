@@ -7,15 +7,18 @@ from .auto import AutoModelForCausalLM, AutoTokenizer, snapshot_download
 from .context import decode_tokens, get_stop_words_ids, make_context
 from .generation_config import GenerationConfig
 from .model import CausalLM, CausalLMOutput
+from .peft import AutoPeftModelForCausalLM, PeftCausalLM
 from .tokenizer import BatchEncoding, QwenTokenizer
 
 __all__ = [
     "AutoModelForCausalLM",
+    "AutoPeftModelForCausalLM",
     "AutoTokenizer",
     "BatchEncoding",
     "CausalLM",
     "CausalLMOutput",
     "GenerationConfig",
+    "PeftCausalLM",
     "QwenTokenizer",
     "decode_tokens",
     "get_stop_words_ids",

@@ -13,6 +13,14 @@ DeviceMap = Device | dict[str, Device] | None
 # Names that a call takes though they choose nothing, each with the values for which that is true; None: for all.
 WithoutEffect = Mapping[str, tuple[object, ...] | None]
 
+# There is one attention, one preferred file format, no remote code, and a kernel wherever a quantised cache has one.
+WITHOUT_EFFECT: WithoutEffect = dict.fromkeys(
+    (
+        *("trust_remote_code", "code_revision", "low_cpu_mem_usage", "use_safetensors", "attn_implementation"),
+        *("use_flash_attn", "resume_download", "use_fast", "model_max_length", "use_cache_kernel"),
+    )
+)
+
 _WHOLE_MACHINE = ("auto", "balanced", "balanced_low_0", "sequential")
 _DTYPES = ("bfloat16", "float16", "float32")
 
@@ -62,3 +70,16 @@ def dtype_of(wanted: object) -> str:
     if name not in _DTYPES:
         raise ConfigError(f"the type of the weights is '{name}'; it must be one of {', '.join(_DTYPES)}.")
     return name
+
+
+def chosen_dtype(
+    wanted: str | torch.dtype | None, *, bf16: bool = False, fp16: bool = False, fp32: bool = False
+) -> str:
+    """The one type that flags and name ask for, or "auto"."""
+    flags = {"bfloat16": bf16, "float16": fp16, "float32": fp32}
+    chosen = [name for name, flag in flags.items() if flag]
+    if wanted not in (None, "auto"):
+        chosen.append(dtype_of(wanted))
+    if len(set(chosen)) > 1:
+        raise ConfigError(f"from_pretrained was asked for {' and '.join(chosen)}; give one of bf16, fp16 and fp32.")
+    return chosen[0] if chosen else "auto"

@@ -5,22 +5,15 @@ from pathlib import Path
 import torch
 
 from kiloq.checkpoint import resolve
+from kiloq.checkpoint.fingerprint import find_base
 from kiloq.engine import LLM
-from kiloq.errors import ConfigError
 from kiloq.tokenizer import Tokenizer
 
-from .arguments import DeviceMap, WithoutEffect, check_names, device_of, dtype_of
+from .arguments import WITHOUT_EFFECT, DeviceMap, check_names, chosen_dtype, device_of
 from .generation_config import GenerationConfig
 from .model import CausalLM
+from .peft import is_adapter
 from .tokenizer import QwenTokenizer
-
-# There is one attention, one preferred file format, no remote code, and a kernel wherever a quantised cache has one.
-_WITHOUT_EFFECT: WithoutEffect = dict.fromkeys(
-    (
-        *("trust_remote_code", "code_revision", "low_cpu_mem_usage", "use_safetensors", "attn_implementation"),
-        *("use_flash_attn", "resume_download", "use_fast", "model_max_length", "use_cache_kernel"),
-    )
-)
 
 
 class AutoTokenizer:
@@ -40,8 +33,10 @@ class AutoTokenizer:
         **others: object,
     ) -> QwenTokenizer:
         """The tokenizer of a folder or hub id."""
-        check_names(AutoTokenizer.from_pretrained, others, _WITHOUT_EFFECT)
+        check_names(AutoTokenizer.from_pretrained, others, WITHOUT_EFFECT)
         folder = resolve(str(name), revision=revision, cache_dir=cache_dir)
+        if is_adapter(folder):  # which has no words of its own
+            folder = find_base(folder)
         return QwenTokenizer(
             Tokenizer.load(folder, extra_vocab=extra_vocab_file),
             pad_token=pad_token,
@@ -74,8 +69,8 @@ class AutoModelForCausalLM:
 
         `use_cache_quantization` keeps keys and values in int8, at half the bytes.
         """
-        check_names(AutoModelForCausalLM.from_pretrained, others, _WITHOUT_EFFECT)
-        chosen = _dtype(dtype or torch_dtype, bf16=bf16, fp16=fp16, fp32=fp32)
+        check_names(AutoModelForCausalLM.from_pretrained, others, WITHOUT_EFFECT)
+        chosen = chosen_dtype(dtype or torch_dtype, bf16=bf16, fp16=fp16, fp32=fp32)
         device = device_of(device_map)
         folder = resolve(str(name), revision=revision, cache_dir=cache_dir)
         llm = LLM(folder, dtype=chosen, device=device, kv_dtype="int8" if use_cache_quantization else "auto")
@@ -88,13 +83,3 @@ class AutoModelForCausalLM:
 def snapshot_download(model_id: str, revision: str | None = None, cache_dir: str | Path | None = None) -> str:
     """The local folder of a hub id, fetched if it is not there; from ModelScope if the id begins with `modelscope:`."""
     return str(resolve(model_id, revision=revision, cache_dir=cache_dir))
-
-
-def _dtype(wanted: str | torch.dtype | None, *, bf16: bool, fp16: bool, fp32: bool) -> str:
-    flags = {"bfloat16": bf16, "float16": fp16, "float32": fp32}
-    chosen = [name for name, flag in flags.items() if flag]
-    if wanted not in (None, "auto"):
-        chosen.append(dtype_of(wanted))
-    if len(set(chosen)) > 1:
-        raise ConfigError(f"from_pretrained was asked for {' and '.join(chosen)}; give one of bf16, fp16 and fp32.")
-    return chosen[0] if chosen else "auto"

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kiloq.checkpoint import save_checkpoint
+from kiloq.checkpoint.merge import weights_of
+from kiloq.checkpoint.writer import save_streamed
 from kiloq.engine import LLM, SamplingParams
 from kiloq.engine.results import Choice, Piece
 from kiloq.errors import KiloqError, RequestError
@@ -217,11 +218,17 @@ class CausalLM:
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
         return CausalLMOutput(logits, loss)
 
-    def save_pretrained(self, folder: str | Path, *, max_shard_size: int | str = 5_000_000_000) -> None:
-        """Write a checkpoint folder of the same family, as safetensors."""
-        save_checkpoint(
+    def save_pretrained(
+        self, folder: str | Path, *, max_shard_size: int | str = 5_000_000_000, safe_serialization: bool = True
+    ) -> None:
+        """Write a checkpoint folder of the same family, as safetensors, in the type that the model has now."""
+        if not safe_serialization:
+            raise RequestError("save_pretrained writes safetensors only; leave safe_serialization out.")
+        weights, dtype = weights_of(self.llm.checkpoint), self.llm.dtype
+        save_streamed(
             folder,
-            model_state=self.llm.model.state_dict(),
+            read=lambda name: weights.read(name, dtype=dtype),
+            dtype=dtype,
             config=self.llm.config,
             tokenizer=self.llm.tokenizer,
             generation=self.llm.generation,

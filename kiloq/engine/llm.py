@@ -20,6 +20,7 @@ from kiloq.chat import (
     trim_history,
 )
 from kiloq.checkpoint import bundled, load_model, open_checkpoint, read_adapter
+from kiloq.checkpoint.merge import with_adapter
 from kiloq.errors import KiloqError, RequestError
 from kiloq.quant.linear import is_packed
 
@@ -39,9 +40,10 @@ class LLM:
     """A checkpoint, its tokenizer and formats, and an engine. Without a name, the bundled model.
 
     `draft` names a smaller model of the same vocabulary, which guesses what this one will say. `adapters` are folders
-    of LoRA adapters in PEFT's format by the names that requests use; all share the model. `short_steps` cuts prompts so
-    that a step takes about half a second on two cores: a large model reads them up to a fifth slower, but answers that
-    run go on meanwhile, and end soon when they are cancelled.
+    of LoRA adapters in PEFT's format by the names that requests use; all share the model. `merged` is one that is put
+    into the weights while they are read, for all requests; a quantised model becomes one of 16 bits by that.
+    `short_steps` cuts prompts so that a step takes about half a second on two cores: a large model reads them up to a
+    fifth slower, but answers that run go on meanwhile, and end soon when they are cancelled.
 
     One thread at a time; several streams may be read in turns.
     """
@@ -61,8 +63,11 @@ class LLM:
         seed: int = 0,
         draft: str | Path | None = None,
         adapters: Mapping[str, str | Path] | None = None,
+        merged: str | Path | None = None,
     ) -> None:
         checkpoint = open_checkpoint(bundled() if model is None else model)
+        if merged is not None:
+            checkpoint = with_adapter(checkpoint, merged)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self._limits = EngineConfig(
@@ -73,6 +78,7 @@ class LLM:
             kv_memory=kv_memory,
             seed=seed,
         )
+        self.checkpoint = checkpoint
         self.folder = checkpoint.folder
         self.config = checkpoint.config
         self.tokenizer = checkpoint.tokenizer

@@ -38,8 +38,8 @@ class AdapterConfig:
     "all-linear", is all of the blocks. `embeddings` "rows" trains the rows of <|im_start|>, <|im_end|> and `tokens` in
     embedding and head, "full" both tables whole; "auto" is "rows" where a base model learns to chat or `tokens` names
     some, else "none". `start` is an adapter's folder to go on from: its shape counts, not the one given here.
-    `quantization` rounds the frozen matrices while they are loaded (Q-LoRA, arXiv 2305.14314); the codes of a quantised
-    checkpoint are trained beside as they are, without it.
+    `quantization` rounds the frozen matrices of a 16-bit model while they are loaded (Q-LoRA, arXiv 2305.14314); a
+    quantised checkpoint keeps its codes.
     """
 
     rank: int = 64

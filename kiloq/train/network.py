@@ -39,7 +39,7 @@ def read_network(recipe: NetworkRecipe, checkpoint: Checkpoint, runtime: Runtime
         _refuse_codes(recipe, checkpoint)
         model = load_dense(checkpoint, dtype=torch.float32).requires_grad_(True)
     else:
-        kind = recipe.adapter.quantization
+        kind = None if checkpoint.quantization else recipe.adapter.quantization
         adapters.claim_base(Path(recipe.out), Base.of(checkpoint.folder, recipe.model, quantization=kind))
         if kind is None and checkpoint.quantization is None:
             model = load_dense(checkpoint, dtype=runtime.dtype)

@@ -78,7 +78,7 @@ def recipe(model: Path, out: Path, **adapter: object) -> SftConfig:
         data=(ChatSource(path=str(data)),),
         adapter=AdapterConfig(**{"rank": 4, "dropout": 0.0, **adapter}),  # type: ignore[arg-type]
         batch=BatchConfig(seq_len=160, tokens=320),
-        optim=OptimConfig(lr=1e-2, steps=12, warmup_steps=2, weight_decay=0.0),
+        optim=OptimConfig(lr=1e-2, steps=6, warmup_steps=1, weight_decay=0.0),
         loop=LOOP,
     )
 
@@ -98,7 +98,7 @@ def test_training_beside_codes_is_training_beside_what_they_stand_for(
     ours, theirs = (recipe(model, tmp_path / f"run-{model.name}", dora=dora) for model in (codes, tmp_path / "exact"))
     found, wanted = losses(ours), losses(theirs)
     assert found == pytest.approx(wanted, rel=1e-4)
-    assert found[-1] < 0.9 * found[0]
+    assert found[-1] < 0.95 * found[0]
     adapters = [load_file(Path(one.out) / "adapter" / "adapter_model.safetensors") for one in (ours, theirs)]
     for name, tensor in adapters[0].items():
         torch.testing.assert_close(tensor, adapters[1][name], rtol=1e-3, atol=1e-3)
@@ -113,7 +113,7 @@ def test_matrices_rounded_on_the_fly_are_trained_beside(kind: str, tmp_path: Pat
     base = dense_base(tmp_path / "dense", "qwen2", tokenizer)
     config = recipe(base, tmp_path / "run", quantization=kind)
     found = losses(config)
-    assert found[-1] < 0.9 * found[0]
+    assert found[-1] < 0.95 * found[0]
     adapter = Path(config.out) / "adapter"
     recorded = Base.read(adapter)
     assert recorded is not None
@@ -136,9 +136,10 @@ def test_in_bf16_it_learns_as_in_fp32(tmp_path: Path, tokenizer: Tokenizer) -> N
     assert losses(half) == pytest.approx(losses(exact), rel=0.05)
 
 
-def test_codes_alone_cannot_be_trained_nor_rounded_again(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_codes_alone_cannot_be_trained_and_are_not_rounded_again(tmp_path: Path, tokenizer: Tokenizer) -> None:
     codes = as_codes(dense_base(tmp_path / "dense", "qwen2", tokenizer), tmp_path / "int4")
     with pytest.raises(ConfigError, match=r"is quantised .* \[adapter\] table"):
         sft(replace(recipe(codes, tmp_path / "run"), adapter=None))
-    with pytest.raises(ConfigError, match="quantised already"):
-        sft(recipe(codes, tmp_path / "again", quantization="nf4"))
+    short = OptimConfig(lr=1e-2, steps=1)
+    kept, again = (recipe(codes, tmp_path / name, **more) for name, more in (("a", {}), ("b", {"quantization": "nf4"})))
+    assert losses(replace(again, optim=short)) == losses(replace(kept, optim=short))
