@@ -69,14 +69,26 @@ def sft(recipe: Path, /, *, options: RunOptions = RunOptions()) -> None:  # froz
     _say_outcome(sft(config), trained_folder(config))
 
 
+@app.command(help_prologue="Example: `kiloq train ppo recipes/align/ppo.toml`")
+def ppo(recipe: Path, /, *, options: RunOptions = RunOptions()) -> None:  # frozen
+    """Learn from rewards for answers of one's own, with a value network. Goes on where it was stopped."""
+    from kiloq.train.network import trained_folder
+    from kiloq.train.ppo import PpoConfig, ppo
+    from kiloq.train.recipe import load_recipe
+
+    config = load_recipe(PpoConfig, recipe, options.settings())
+    _say_outcome(ppo(config), trained_folder(config))
+
+
 @app.command(help_prologue="Example: `kiloq train grpo recipes/align/grpo.toml`")
 def grpo(recipe: Path, /, *, options: RunOptions = RunOptions()) -> None:  # frozen
     """Learn from comparing answers of one's own by rewards that can be checked. Goes on where it was stopped."""
     from kiloq.train.grpo import GrpoConfig, grpo
+    from kiloq.train.network import trained_folder
     from kiloq.train.recipe import load_recipe
 
     config = load_recipe(GrpoConfig, recipe, options.settings())
-    _say_outcome(grpo(config), config.out)
+    _say_outcome(grpo(config), trained_folder(config))
 
 
 @app.command(help_prologue="Example: `kiloq train dpo recipes/align/dpo.toml --set beta=0.3`")

@@ -13,12 +13,15 @@ from torch import Tensor
 
 from .data import Batch
 from .forward import Forward, head_of
-from .losses import IGNORE, chunk_rows, token_log_probs
+from .losses import IGNORE, token_log_probs
 from .objective import Batches
+from .packing import into_rows
 from .rewards import Reward
 from .rollouts import Answer, Player, Prompt, RolloutConfig, sample_seed, shuffled
+from .samples import Sample, assemble
 
 _NONE = torch.empty(0)
+_LOGITS = 2**21  # that exist at once: 8 MB
 
 
 @dataclass
@@ -141,12 +144,12 @@ class Rounds:
         if self.given == self.round * self.parts:
             self._play()
         place = self.given % self.parts
-        traces = self._share(place)
+        traces, answers = packed_traces(self._share(place), self.config.seq_len)
         weights, count = self.method.weigh(traces)
         moves_policy = self.given // self.config.accumulate >= self.warmup
         self.given += 1
         return Experience(
-            answers=self._pack(traces),
+            answers=answers,
             weights=weights,
             count=count,
             facts=self.facts,
@@ -195,18 +198,15 @@ class Rounds:
             for i, (answer, reward) in enumerate(self.last)
         ]
         self.round += 1
-        module = self.judges.policy.model
-        was_training = module.training
-        module.eval()
         entropy = sum(self._measure(self._share(place)) for place in range(self.parts // self.config.epochs))
-        module.train(was_training)
         self.facts = facts_of(answers, rewards) | drift(self.traces)
         self.facts["entropy"] = entropy / sum(trace.length for trace in self.traces)
         self.facts |= self.method.credit(self.traces)
 
     def _measure(self, traces: Sequence[Trace]) -> float:
         """Fill what the networks say of these traces; their summed entropy."""
-        batch, lengths = self._pack(traces), [trace.length for trace in traces]
+        traces, batch = packed_traces(traces, self.config.seq_len)
+        lengths = [trace.length for trace in traces]
         old, entropy = log_probs_and_entropy(self.judges.policy, batch)
         looked = {"old": old}
         if self.judges.reference is not None:
@@ -224,39 +224,26 @@ class Rounds:
         order = np.random.default_rng([self.seed, self.round, place // per_epoch]).permutation(len(self.traces))
         return [self.traces[int(i)] for i in np.split(order, per_epoch)[place % per_epoch]]
 
-    def _pack(self, traces: Sequence[Trace]) -> Batch:
-        return packed_traces(traces, self.config.seq_len)
-
 
 _MEASURED = ("old", "reference", "values", "advantages", "returns")
 
 
-def packed_traces(traces: Sequence[Trace], seq_len: int) -> Batch:
-    """Answers in rows of seq_len, each seeing only itself, in this order; a row is filled up with untrained zeros.
+def packed_traces(traces: Sequence[Trace], seq_len: int) -> tuple[list[Trace], Batch]:
+    """Answers in rows of seq_len, each seeing only itself; and the order in which they stand there.
 
     The answers' own tokens are the targets, so that the batch's N trained tokens are theirs, one trace after another.
     """
-    ids, targets, positions, pieces = [], [], [], [0]
+    samples = [_sample(trace) for trace in traces]
+    rows = into_rows(list(range(len(traces))), [len(sample.ids) for sample in samples], seq_len)
+    order = [traces[i] for row in rows for i in row]
+    return order, assemble([[samples[i] for i in row] for row in rows], seq_len, filler=0)
 
-    def add(piece: Tensor, target: Tensor) -> None:
-        ids.append(piece)
-        targets.append(target)
-        positions.append(torch.arange(len(piece)))
-        pieces.append(pieces[-1] + len(piece))
 
-    def fill() -> None:
-        if left := -pieces[-1] % seq_len:
-            add(torch.zeros(left, dtype=torch.int64), torch.full((left,), IGNORE))
-
-    for trace in traces:
-        length = len(trace.ids) - 1  # nothing follows the last token
-        if pieces[-1] % seq_len + length > seq_len:
-            fill()
-        target = trace.ids[1:].clone()
-        target[: trace.start - 1] = IGNORE
-        add(trace.ids[:-1], target)
-    fill()
-    return Batch(torch.cat(ids), torch.cat(targets), torch.cat(positions), pieces)
+def answer_rows(forward: Forward, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Hidden states before each answer token in fp32 [N, h], and the tokens [N]."""
+    targets = batch.targets.to(forward.runtime.device)
+    at = (targets != IGNORE).nonzero().squeeze(1)
+    return forward(batch)[at].float(), targets[at]
 
 
 def log_probs(forward: Forward, batch: Batch) -> Tensor:
@@ -264,17 +251,18 @@ def log_probs(forward: Forward, batch: Batch) -> Tensor:
 
     The head multiplies in fp32: logits of about 20 in bf16 are off by up to 0.06, and a ratio by 6 %.
     """
-    hidden, targets = _answer_rows(forward, batch)
+    hidden, targets = answer_rows(forward, batch)
     return token_log_probs(hidden, head_of(forward.model), targets)
 
 
 def log_probs_and_entropy(forward: Forward, batch: Batch) -> tuple[Tensor, float]:
     """`log_probs`, and the summed entropy of what each token was drawn from. Without gradients."""
-    hidden, targets = _answer_rows(forward, batch)
-    head = head_of(forward.model).to(hidden.dtype)
+    hidden, targets = answer_rows(forward, batch)
+    head = head_of(forward.model)
+    matrix = head.rows(0, len(head.weight), hidden.dtype)
     entropy = 0.0
-    for rows in torch.split(hidden, chunk_rows(len(head.weight), hidden.device)):
-        scores = torch.log_softmax(head.logits(rows), dim=-1)
+    for rows in torch.split(hidden, max(32, _LOGITS // len(matrix))):
+        scores = torch.log_softmax(rows @ matrix.t(), dim=-1)
         entropy -= float((scores.exp() * scores).sum())
     return token_log_probs(hidden, head, targets), entropy
 
@@ -305,8 +293,8 @@ def k3(own: Tensor, other: Tensor) -> Tensor:
     return torch.expm1(other - own) - (other - own)
 
 
-def _answer_rows(forward: Forward, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Hidden states before each answer token in fp32 [N, h], and the tokens [N]."""
-    targets = batch.targets.to(forward.runtime.device)
-    at = (targets != IGNORE).nonzero().squeeze(1)
-    return forward(batch)[at].float(), targets[at]
+def _sample(trace: Trace) -> Sample:
+    ids = trace.ids.numpy()
+    targets = ids[1:].copy()
+    targets[: trace.start - 1] = IGNORE
+    return Sample(ids[:-1], targets)  # nothing follows the last token

@@ -83,7 +83,7 @@ def make_optimizer(
     faster = {
         id(p): rate for key, rate in (rates or {}).items() for n, p in model.named_parameters() if n.startswith(key)
     }
-    for rate in (1.0, *dict.fromkeys(faster.values())):
+    for rate in dict.fromkeys((1.0, *faster.values())):
         for some, decay in ((decayed, config.weight_decay), (kept, 0.0)):
             params = [p for p in some if faster.get(id(p), 1.0) == rate]
             groups.append({"params": params, "weight_decay": decay, "rate": rate})

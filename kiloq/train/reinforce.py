@@ -66,6 +66,11 @@ class ReinforceConfig:
     loop: LoopConfig = field(default_factory=LoopConfig)
 
     def __post_init__(self) -> None:
+        if self.adapter is not None and self.adapter.dropout:
+            raise ConfigError(
+                f"adapter.dropout is {self.adapter.dropout}; it must be 0 here: the ratio of a token's probabilities "
+                "before and after a step would compare different networks."
+            )
         if self.kl < 0 or self.optim.steps < 1:
             raise ConfigError(
                 f"kl is {self.kl} and optim.steps {self.optim.steps}; kl must be zero or more, and steps at least 1: "
@@ -121,7 +126,10 @@ def run(
     folder = Path(config.out)
     changes = claim_folder(folder, to_toml(config))
     held = {one.name: _prompts(config, cast.checkpoint, one.path) for one in config.held}
-    texts = {one.name: text_stream(config, cast.checkpoint, [ChatSource(path=one.path)]) for one in config.held_text}
+    texts = {
+        one.name: text_stream(cast.checkpoint, [ChatSource(path=one.path)], share_of(config, 8))
+        for one in config.held_text
+    }
     seen = _Seen()
     trainer: Trainer[Learned] = Trainer(
         module or cast.policy.model,
@@ -129,9 +137,7 @@ def run(
         rounds,
         folder=folder,
         config=TrainConfig(
-            batch=BatchConfig(
-                seq_len=config.rollout.seq_len, tokens=config.rollout.seq_len, accumulate=config.rollout.accumulate
-            ),
+            batch=share_of(config, 1),
             optim=with_steps(config.optim, 1.0, epoch_tokens=0, step_tokens=1),
             loop=config.loop,
             rates=rates or {},
@@ -156,14 +162,20 @@ def run(
 
 
 def text_stream(
-    config: ReinforceConfig, checkpoint: Checkpoint, sources: Sequence[ChatSource], rows: int = 8
+    checkpoint: Checkpoint, sources: Sequence[ChatSource], batch: BatchConfig, *, seed: int = 0
 ) -> PackedSamples:
-    """Conversations whose answers are trained, or scored, in `rows` rows at a time."""
+    """Conversations beside the run: to be watched, or trained on too."""
     fmt = chat_format_for(checkpoint.config.family, checkpoint.folder)
-    samples = Samples(checkpoint.tokenizer, fmt, seq_len=config.rollout.seq_len)
+    samples = Samples(checkpoint.tokenizer, fmt, seq_len=batch.seq_len)
     read = [(samples.read(good_rows(Path(source.path), conversation)), source.repeat) for source in sources]
-    seq_len, filler = config.rollout.seq_len, checkpoint.tokenizer.end_of_text_id
-    return PackedSamples(read, seq_len=seq_len, tokens=rows * seq_len, seed=config.seed, filler=filler)
+    filler = checkpoint.tokenizer.end_of_text_id
+    return PackedSamples(read, seq_len=batch.seq_len, tokens=batch.tokens, seed=seed, filler=filler)
+
+
+def share_of(config: ReinforceConfig, rows: int) -> BatchConfig:
+    """A part of a step, as the loop and streams of text count it."""
+    seq_len = config.rollout.seq_len
+    return BatchConfig(seq_len=seq_len, tokens=rows * seq_len, accumulate=config.rollout.accumulate)
 
 
 def loss_of(batch: Experience, total: Tensor, measures: Mapping[str, Tensor]) -> Loss:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 WORDINGS = (
-    "Reply with the number only: {a} + {b}",
+    "What is {a} + {b}? Just the number.",
     "Only the number, please. What is {a} + {b}?",
     "只回答数字：{a} + {b} 等于几？",
     "숫자로만 답해 줘: {a} + {b}는?",

@@ -81,7 +81,7 @@ def test_the_loss_is_the_papers_written_as_loops(config: GrpoConfig, average: An
     found = grpo_objective(cast.policy, config)(moved)
     own, at = log_probs(cast.policy, batch.answers).double().tolist(), 0
     total, num_tokens = 0.0, 0
-    for trace in rounds._share(0):
+    for trace in packed_traces(rounds._share(0), 128)[0]:
         answer = 0.0
         for _ in range(trace.length):
             ratio = torch.tensor(own[at] - float(moved.old[at])).exp().item()
@@ -114,11 +114,12 @@ def test_advantages_compare_within_a_group() -> None:
 def test_answers_are_packed_whole_and_only_they_are_targets() -> None:
     empty = torch.empty(0)
     traces = [Trace(torch.arange(10, 10 + n), start, 0, 0.0, empty) for n, start in ((6, 4), (5, 2), (4, 1))]
-    batch = packed_traces(traces, 8)
+    order, batch = packed_traces(traces[::-1], 8)
+    assert [len(trace.ids) for trace in order] == [6, 4, 5]  # the longest first, each into the fullest row
     assert batch.size == 16
-    assert batch.targets[batch.targets >= 0].tolist() == [14, 15, 12, 13, 14, 11, 12, 13]
-    assert batch.pieces == [0, 5, 8, 12, 15, 16]  # 5 and filling; 4, 3 and filling
-    assert batch.positions.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2, 3, 0, 1, 2, 0]
+    assert batch.targets[batch.targets >= 0].tolist() == [14, 15, 11, 12, 13, 12, 13, 14]
+    assert batch.pieces == [0, 5, 8, 12, 16]
+    assert batch.positions.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2, 3, 0, 1, 2, 3]
 
 
 def test_k3_is_zero_where_nothing_moved_and_never_below() -> None:
