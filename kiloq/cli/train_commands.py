@@ -59,14 +59,22 @@ def pretrain(recipe: Path, /, *, overrides: Overrides = ()) -> None:
 
 
 @app.command(help_prologue="Example: `kiloq train sft recipes/finetune/lora.toml -m Qwen/Qwen3-0.6B --data chat.jsonl`")
-def sft(recipe: Path, /, *, options: RunOptions = RunOptions()) -> None:  # frozen
+def sft(
+    recipe: Path,
+    /,
+    *,
+    options: RunOptions = RunOptions(),  # frozen
+    preflight: Annotated[
+        bool, Parameter(negative="", help="First learn two samples by heart on a copy; the answer must end by itself.")
+    ] = False,
+) -> None:
     """Fine-tune a model on conversations. After a stop, the same command goes on where it was."""
     from kiloq.train.network import trained_folder
     from kiloq.train.recipe import load_recipe
     from kiloq.train.sft import SftConfig, sft
 
     config = load_recipe(SftConfig, recipe, options.settings())
-    _say_outcome(sft(config), trained_folder(config))
+    _say_outcome(sft(config, try_first=preflight), trained_folder(config))
 
 
 @app.command(help_prologue="Example: `kiloq train ppo recipes/align/ppo.toml`")

@@ -17,9 +17,10 @@ from .forward import Forward, Runtime
 from .network import read_network, write_network
 from .objective import Watch, next_token
 from .optim import OptimConfig, with_steps
+from .preflight import preflight
 from .recipe import to_toml
 from .rows import Fault, good_rows, kinds_of
-from .run_folder import claim_folder
+from .run_folder import STATE_FILE, claim_folder
 from .samples import Long, Mask, PackedSamples, Sample, Samples
 from .settings import BatchConfig, LoopConfig, TrainConfig
 from .trainer import Outcome, Trainer
@@ -79,8 +80,11 @@ class SftConfig:
     loop: LoopConfig = field(default_factory=LoopConfig)
 
 
-def sft(config: SftConfig) -> Outcome:
-    """Fine-tune `config.model`, or go on where the run in `config.out` stopped; export when the last step is done."""
+def sft(config: SftConfig, *, try_first: bool = False) -> Outcome:
+    """Fine-tune `config.model`, or go on where the run in `config.out` stopped; export when the last step is done.
+
+    A run that has not begun may be tried first, on a copy: see preflight.
+    """
     folder = Path(config.out)
     checkpoint = open_checkpoint(config.model)
     runtime = Runtime.choose(config.loop)
@@ -100,10 +104,13 @@ def sft(config: SftConfig) -> Outcome:
         step_tokens=batch.step_tokens,
     )
     generation = answering(checkpoint, config.answer)
-    notes = _before_step_1([one for part, _ in sources for one in part], checkpoint, generation)
+    flat = [one for part, _ in sources for one in part]
+    notes = _before_step_1(flat, checkpoint, generation)
     notes.insert(0, f"{samples.tally}; {len(stream):,} rows of an epoch {100 * stream.filled:.1f} % full")
     notes += [f"left out: {line}" for line in kinds_of(left_out or [])]
     changes = claim_folder(folder, to_toml(config))
+    if try_first and not (folder / STATE_FILE).exists():
+        notes.append(preflight(config, checkpoint, flat, generation=generation, runtime=runtime, optim=optim))
     model, trained = read_network(config, checkpoint, runtime)
     forward = Forward(model, runtime, seq_len=batch.seq_len, checkpointing=config.loop.recompute)
     trainer = Trainer(
