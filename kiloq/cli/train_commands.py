@@ -102,11 +102,12 @@ def grpo(recipe: Path, /, *, options: RunOptions = RunOptions()) -> None:  # fro
 @app.command(help_prologue="Example: `kiloq train dpo recipes/align/dpo.toml --set beta=0.3`")
 def dpo(recipe: Path, /, *, options: RunOptions = RunOptions()) -> None:  # frozen
     """Learn from answers that people prefer (DPO, IPO or KTO). The same command goes on after a stop."""
+    from kiloq.train.network import trained_folder
     from kiloq.train.preference import PreferenceConfig, prefer
     from kiloq.train.recipe import load_recipe
 
     config = load_recipe(PreferenceConfig, recipe, options.settings())
-    _say_outcome(prefer(config), config.out)
+    _say_outcome(prefer(config), trained_folder(config))
 
 
 @app.command(help_prologue="Example: `kiloq train check chat.jsonl -m Qwen/Qwen3-0.6B --seq-len 2048`")

@@ -19,9 +19,9 @@ from .forward import Forward
 from .grpo import clipped_gain
 from .network import read_network
 from .objective import Loss, Objective
-from .reinforce import Cast, ReinforceConfig, assemble, forward_of, loss_of, run, runtime_of, share_of, text_stream
+from .reinforce import Cast, ReinforceConfig, assemble, forward_of, loss_of, run, runtime_of, share_of
 from .rewards import Reward
-from .sft import ChatSource
+from .sft import ChatSource, text_stream
 from .trainer import Outcome
 
 

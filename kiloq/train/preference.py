@@ -83,7 +83,7 @@ def prefer(config: PreferenceConfig) -> Outcome:
     stream = pack([(_read(config, samples, source.path), source.repeat) for source in config.data])
     tally = str(samples.tally)
     held = {one.name: pack([(_read(config, samples, one.path), 1.0)]) for one in config.held}
-    texts = {one.name: text_stream(checkpoint, one.path, config.batch) for one in config.held_text}
+    texts = {one.name: text_stream(checkpoint, [ChatSource(path=one.path)], config.batch) for one in config.held_text}
     optim = with_steps(
         config.optim,
         config.epochs,

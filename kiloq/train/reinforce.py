@@ -17,7 +17,6 @@ from kiloq.model import Transformer
 from kiloq.model.trained_lora import frozen_alone
 
 from .adapters import AdapterConfig
-from .conversations import conversation
 from .data import Batch
 from .experience import Experience, PerToken, Rounds, Scored, facts_of, log_probs
 from .forward import Forward, Runtime
@@ -28,11 +27,9 @@ from .optim import OptimConfig, with_steps
 from .recipe import to_toml
 from .rewards import Reward, RewardConfig, combined
 from .rollouts import Player, Prompt, RolloutConfig, read_prompts
-from .rows import good_rows
 from .run_folder import claim_folder
-from .samples import PackedSamples, Samples
 from .settings import BatchConfig, LoopConfig, TrainConfig
-from .sft import ChatSource, HeldOut
+from .sft import ChatSource, HeldOut, text_stream
 from .trainer import Outcome, Trainer
 
 Learned: TypeAlias = Experience | Scored | Batch
@@ -49,7 +46,8 @@ class PromptSource:
 @dataclass(frozen=True, kw_only=True)
 class ReinforceConfig:
     """A whole run. Prompts of `held` are answered greedily and scored; of `held_text` the loss is watched, which shows
-    what of its language the model loses. `kl` holds the policy to where it began; 0 keeps no reference.
+    what of its language the model loses. `kl` holds the policy to where it began; 0 keeps no reference. An adapter's
+    dropout is off: the ratio of a token's probabilities before and after a step would compare different networks.
     """
 
     out: str
@@ -66,11 +64,8 @@ class ReinforceConfig:
     loop: LoopConfig = field(default_factory=LoopConfig)
 
     def __post_init__(self) -> None:
-        if self.adapter is not None and self.adapter.dropout:
-            raise ConfigError(
-                f"adapter.dropout is {self.adapter.dropout}; it must be 0 here: the ratio of a token's probabilities "
-                "before and after a step would compare different networks."
-            )
+        if self.adapter is not None:
+            object.__setattr__(self, "adapter", dataclasses.replace(self.adapter, dropout=0.0))
         if self.kl < 0 or self.optim.steps < 1:
             raise ConfigError(
                 f"kl is {self.kl} and optim.steps {self.optim.steps}; kl must be zero or more, and steps at least 1: "
@@ -159,17 +154,6 @@ def run(
     if outcome == "finished":
         write_network(config, cast.policy.model, cast.checkpoint, cast.checkpoint.generation)
     return outcome
-
-
-def text_stream(
-    checkpoint: Checkpoint, sources: Sequence[ChatSource], batch: BatchConfig, *, seed: int = 0
-) -> PackedSamples:
-    """Conversations beside the run: to be watched, or trained on too."""
-    fmt = chat_format_for(checkpoint.config.family, checkpoint.folder)
-    samples = Samples(checkpoint.tokenizer, fmt, seq_len=batch.seq_len)
-    read = [(samples.read(good_rows(Path(source.path), conversation)), source.repeat) for source in sources]
-    filler = checkpoint.tokenizer.end_of_text_id
-    return PackedSamples(read, seq_len=batch.seq_len, tokens=batch.tokens, seed=seed, filler=filler)
 
 
 def share_of(config: ReinforceConfig, rows: int) -> BatchConfig:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -140,12 +141,15 @@ def answering(checkpoint: Checkpoint, answer: AnswerConfig) -> GenerationDefault
     )
 
 
-def text_stream(checkpoint: Checkpoint, path: str, batch: BatchConfig) -> PackedSamples:
-    """Conversations beside which a run of another kind is watched: what it does to the rest."""
+def text_stream(
+    checkpoint: Checkpoint, sources: Sequence[ChatSource], batch: BatchConfig, *, seed: int = 0
+) -> PackedSamples:
+    """Conversations beside a run of another kind: to see what it does to the rest, or to train on them too."""
     fmt = chat_format_for(checkpoint.config.family, checkpoint.folder)
-    samples = _read(Samples(checkpoint.tokenizer, fmt, seq_len=batch.seq_len), path)
+    samples = Samples(checkpoint.tokenizer, fmt, seq_len=batch.seq_len)
+    read = [(_read(samples, source.path), source.repeat) for source in sources]
     filler = checkpoint.tokenizer.end_of_text_id
-    return PackedSamples([(samples, 1.0)], seq_len=batch.seq_len, tokens=batch.tokens, seed=0, filler=filler)
+    return PackedSamples(read, seq_len=batch.seq_len, tokens=batch.tokens, seed=seed, filler=filler)
 
 
 def _read(samples: Samples, path: str, left_out: list[Fault] | None = None) -> list[Sample]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kiloq.checkpoint import load_dense, open_checkpoint
 from kiloq.errors import ConfigError, DataError
+from kiloq.train.adapters import AdapterConfig
 from kiloq.train.experience import Experience, Judges, Rounds, Trace, k3, log_probs, packed_traces
 from kiloq.train.grpo import Groups, GrpoConfig, grpo, grpo_objective
 from kiloq.train.reinforce import Cast, PromptSource, assemble
@@ -41,15 +42,33 @@ def vowels(attempts: Sequence[Attempt]) -> list[float]:
     return [sum(letter in "aeiou" for letter in one.text) / 8 for one in attempts]
 
 
-def test_the_engine_and_the_trainer_see_the_same_probabilities(config: GrpoConfig) -> None:
-    rounds = rounds_of(config, assemble(config, None))
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        None,
+        AdapterConfig(rank=4, targets=("all-linear",)),
+        AdapterConfig(rank=4, targets=("all-linear",), dora=True),
+        AdapterConfig(rank=4, targets=("all-linear",), quantization="int8"),
+    ],
+    ids=["full", "lora", "dora", "qlora"],
+)
+def test_the_engine_plays_what_the_trainer_trains(config: GrpoConfig, adapter: AdapterConfig | None) -> None:
+    cast = assemble(replace(config, adapter=adapter), None)
+    rounds = rounds_of(config, cast)
     rounds.next_batch()
+    assert rounds.facts["kl"] == 0  # the policy has not moved
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # as an optimiser does
+        for parameter in cast.policy.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.03)
+    rounds.next_batch()
+    assert rounds.facts["kl"] > 0.01
     for trace in rounds.traces:
         # The engine's weights are bf16, and so is its cache; these have fp32.
-        torch.testing.assert_close(trace.engine, trace.old[: len(trace.engine)], atol=0.15, rtol=0)
+        torch.testing.assert_close(trace.engine, trace.old[: len(trace.engine)], atol=0.25, rtol=0)
         assert trace.length - len(trace.engine) in (0, 1)
-    assert rounds.facts["mismatch"] < 2e-3
-    assert rounds.facts["kl"] == 0  # the policy has not moved
+    assert rounds.facts["mismatch"] < rounds.facts["kl"] / 20
 
 
 def test_the_first_step_is_reinforce(config: GrpoConfig) -> None:
