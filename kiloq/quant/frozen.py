@@ -111,7 +111,9 @@ class FrozenLinear(nn.Module):
         per_byte = 1 if self.pairs is None else 2
         codes = self.codes[rows, columns.start // per_byte : -(-columns.stop // per_byte)]
         out = torch.empty(len(codes), width, dtype=dtype, device=codes.device)
-        chunk = max(1, _CHUNK // width) if codes.device.type == "cpu" else len(codes)
+        # A compiler fuses what a cache would hold, and would write every turn of the loop out.
+        in_chunks = codes.device.type == "cpu" and not torch.compiler.is_compiling()
+        chunk = max(1, _CHUNK // width) if in_chunks else len(codes)
         for some in _slices(len(codes), chunk):
             levels = self._levels(codes[some]).view(-1, width // size, size)
             if zeros is not None:
