@@ -104,9 +104,11 @@ def _compare(adapter: Path, trained_on: Path, merged: "Checkpoint", output: Path
         f"({change:+.2f} %)"
     )
     largest, lost = (found - logits).abs().max(), (found - rounding).abs().max()
+    wanted, given = logits.log_softmax(-1), found.log_softmax(-1)
+    divergence = (wanted.exp() * (wanted - given)).sum(-1).mean().clamp(min=0)
     say(
-        f"largest difference of a logit: {largest:.2g}, of which rounding the weights is {lost:.2g} "
-        f"(logits are {logits.std():.2g} on average)"
+        f"largest difference of a logit: {largest:.2g}, of which rounding the weights is {lost:.2g}; logits spread by "
+        f"{logits.std():.2g}; KL divergence of the predictions {divergence:.2g}"
     )
 
 
