@@ -11,7 +11,9 @@ from kiloq.train.sft import SftConfig
 MINI = Path(__file__).parents[2] / "recipes" / "mini"
 
 
-@pytest.mark.parametrize(("name", "kind"), [("pretrain", PretrainConfig), ("sft", SftConfig)])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("pretrain", PretrainConfig), ("anneal", PretrainConfig), ("sft", SftConfig)]
+)
 def test_the_recipes_are_read(name: str, kind: type) -> None:
     config = load_recipe(kind, MINI / f"{name}.toml")
     assert config.out.startswith("runs/mini/")
