@@ -96,19 +96,25 @@ class Groups:
 
 def grpo_objective(policy: Forward, config: GrpoConfig) -> Objective[Experience]:
     """Minus equation 3 of the paper: clipped ratio times advantage, less the KL to the reference (equation 4)."""
-    high = config.clip if config.clip_high is None else config.clip_high
 
     def loss(batch: Experience) -> Loss:
         own = log_probs(policy, batch.answers)
-        device = own.device
-        gains, clipped = clipped_gain(own - batch.old.to(device), batch.advantages.to(device), config.clip, high)
-        weights = batch.weights.to(device)
-        tokens = -gains
-        if config.kl:
-            tokens = tokens + config.kl * k3(own, batch.reference.to(device))
-        return loss_of(batch, (tokens * weights).sum(), {"clipped": _as_mean(clipped, batch)})
+        tokens, clipped = token_losses(own, batch, config)
+        total = (tokens * batch.weights.to(own.device)).sum()
+        return loss_of(batch, total, {"clipped": clipped.double().mean() * batch.count})
 
     return loss
+
+
+def token_losses(own: Tensor, batch: Experience, config: GrpoConfig) -> tuple[Tensor, Tensor]:
+    """Of each answer token its loss, from its log-probability under the live policy, and whether it is clipped."""
+    high = config.clip if config.clip_high is None else config.clip_high
+    old, advantages = batch.old.to(own.device), batch.advantages.to(own.device)
+    gains, clipped = clipped_gain(own - old, advantages, config.clip, high)
+    tokens = -gains
+    if config.kl:
+        tokens = tokens + config.kl * k3(own, batch.reference.to(own.device))
+    return tokens, clipped
 
 
 def clipped_gain(log_ratio: Tensor, advantages: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
@@ -116,8 +122,3 @@ def clipped_gain(log_ratio: Tensor, advantages: Tensor, low: float, high: float)
     ratio = log_ratio.exp()
     free, held = ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages
     return torch.minimum(free, held), held < free
-
-
-def _as_mean(flags: Tensor, batch: Experience) -> Tensor:
-    """The share of tokens, as a sum over what the batch counts."""
-    return flags.double().mean() * batch.count

@@ -13,7 +13,7 @@ from kiloq.checkpoint import load_dense, open_checkpoint
 from kiloq.errors import ConfigError, DataError
 from kiloq.train.adapters import AdapterConfig
 from kiloq.train.experience import Experience, Judges, Rounds, Trace, k3, log_probs, packed_traces
-from kiloq.train.grpo import Groups, GrpoConfig, grpo, grpo_objective
+from kiloq.train.grpo import Groups, GrpoConfig, grpo, grpo_objective, token_losses
 from kiloq.train.reinforce import Cast, PromptSource, assemble
 from kiloq.train.rewards import Attempt, RewardConfig
 from kiloq.train.rollouts import RolloutConfig, sample_seed, shuffled
@@ -113,6 +113,34 @@ def test_the_loss_is_the_papers_written_as_loops(config: GrpoConfig, average: An
         num_tokens += trace.length
     assert found.total.item() == pytest.approx(total, rel=1e-5)
     assert batch.count == (num_tokens if average == "token" else 8)
+
+
+@pytest.mark.parametrize("average", ["answer", "token", "constant"])
+def test_the_loss_and_its_gradient_are_trls(config: GrpoConfig, average: Any) -> None:
+    case = json.loads((Path(__file__).parents[1] / "data" / "golden" / "grpo.json").read_text(encoding="utf-8"))
+    config = replace(config, average=average, clip_high=0.28)
+    empty, lengths = torch.empty(0), case["lengths"]
+    traces = [Trace(torch.arange(2 + n), 2, 0, 0.0, empty) for n in lengths]
+    weights, count = Groups(scale=True, average=average, max_tokens=case["max_tokens"]).weigh(traces)
+    own, old, reference = (torch.tensor(case[x], dtype=torch.float64) for x in ("own", "old", "reference"))
+    batch = Experience(
+        answers=packed_traces(traces, 64)[1],
+        weights=weights,
+        old=old,
+        reference=reference,
+        values=empty,
+        advantages=torch.tensor(case["advantages"]).double().repeat_interleave(torch.tensor(lengths)),
+        returns=empty,
+        count=count,
+        facts={},
+    )
+    own.requires_grad_(True)
+    tokens, _ = token_losses(own, batch, config)
+    loss = (tokens * batch.weights).sum() / count
+    loss.backward()
+    assert loss.item() == pytest.approx(case[average]["loss"], rel=1e-6)
+    assert own.grad is not None
+    assert own.grad.tolist() == pytest.approx(case[average]["gradient"], rel=1e-6)
 
 
 def test_advantages_compare_within_a_group() -> None:
