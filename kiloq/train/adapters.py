@@ -98,6 +98,15 @@ def describe(model: Transformer) -> str:
     return f"trains {trained:,} of {total:,} parameters ({100 * trained / total:.2f} %){more}"
 
 
+def begun_elsewhere(config: AdapterConfig, base: Base) -> str:
+    """A warning for the end of that line where the run goes on from an adapter of another model: rightly so if one is
+    the other in few bits, and in vain otherwise."""
+    before = None if config.start is None else Base.read(Path(config.start))
+    if before is None or before.fingerprint == base.fingerprint:
+        return ""
+    return f"; {config.start} was trained on {before.model or before.folder}, whose weights are not this model's"
+
+
 def stored(model: Transformer, config: AdapterConfig) -> StoredAdapter:
     """What is trained, as it is now, in the form that files hold."""
     begun = None if config.start is None else read_settings(Path(config.start))

@@ -40,13 +40,15 @@ def read_network(recipe: NetworkRecipe, checkpoint: Checkpoint, runtime: Runtime
         model = load_dense(checkpoint, dtype=torch.float32).requires_grad_(True)
     else:
         kind = None if checkpoint.quantization else recipe.adapter.quantization
-        adapters.claim_base(Path(recipe.out), Base.of(checkpoint.folder, recipe.model, quantization=kind))
+        base = Base.of(checkpoint.folder, recipe.model, quantization=kind)
+        adapters.claim_base(Path(recipe.out), base)
         if kind is None and checkpoint.quantization is None:
             model = load_dense(checkpoint, dtype=runtime.dtype)
         else:
             model = load_frozen(checkpoint, kind=kind or "auto", dtype=runtime.dtype, device=runtime.device)
         torch.manual_seed(recipe.seed)  # of dropout; a run that goes on has its own state
         adapters.attach(model, checkpoint, recipe.adapter, seed=recipe.seed)
+        return model, adapters.describe(model) + adapters.begun_elsewhere(recipe.adapter, base)
     return model, adapters.describe(model)
 
 

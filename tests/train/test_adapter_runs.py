@@ -72,7 +72,7 @@ def test_a_run_ends_in_an_adapter_that_makes_a_base_model_chat(config: SftConfig
     assert find_base(out / "adapter") == tmp_path / "moved"
 
 
-def test_a_run_goes_on_from_an_adapter(config: SftConfig) -> None:
+def test_a_run_goes_on_from_an_adapter(config: SftConfig, tmp_path: Path, tokenizer: Tokenizer) -> None:
     sft(config)
     first = [float(str(line["loss"])) for line in lines_of(config) if "loss" in line]
     assert config.adapter is not None
@@ -83,6 +83,11 @@ def test_a_run_goes_on_from_an_adapter(config: SftConfig) -> None:
     assert again[0] < first[1]
     raw = [json.loads((Path(one.out) / "adapter" / "adapter_config.json").read_text()) for one in (config, more)]
     assert raw[0] | {"lora_dropout": 0.0} == raw[1]
+    assert "trained on" not in str(lines_of(more)[0])
+    write_base(tmp_path / "other", tokenizer, seed=1)
+    elsewhere = replace(more, out=f"{config.out}-3", model=str(tmp_path / "other"))
+    sft(replace(elsewhere, optim=replace(config.optim, steps=1)))
+    assert "trained on base, whose weights are not this model's" in str(lines_of(elsewhere)[0])
 
 
 def test_a_run_killed_at_any_moment_ends_in_the_same_bits(config: SftConfig) -> None:
