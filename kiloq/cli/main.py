@@ -36,7 +36,7 @@ COMMANDS = {
     ),
     "convert": (
         "kiloq.cli.convert_commands:convert",
-        "Write a checkpoint in another layout.",
+        "Write a checkpoint in another layout, or merge an adapter into it.",
         "kiloq convert Qwen/Qwen-1_8B-Chat out --to qwen2",
     ),
     "quantize": (

@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=60, help="of 2,048 tokens")
     parser.add_argument("--conversations", type=int, default=200)
+    parser.add_argument("--only", default="", help="Only adapters with this in their name.")
     args = parser.parse_args()
     out: Path = args.out
     base = open_checkpoint(_BASE)
@@ -46,6 +47,8 @@ def main() -> None:
         ("Q-LoRA, int4", str(out / "codes"), ""),
         ("Q-LoRA, NF4", _BASE, "nf4"),
     ):
+        if args.only not in name:
+            continue
         adapter = train(out, name, model, quantization, args.steps)
         beside = side_by_side(model, quantization, adapter)
         exact = score(beside, rows)
@@ -85,7 +88,7 @@ def merged(out: Path, adapter: Path, model: str) -> Iterator[tuple[str, Path]]:
     if model != _BASE:
         ways = [("merged into the 16-bit original, bf16", _BASE, "bfloat16"), *ways]
     for label, base, form in ways:
-        folder = out / "merged"
+        folder = adapter.parent / "merged"
         shutil.rmtree(folder, ignore_errors=True)
         # --calibration: what the adapter was trained on tells best what the model will read.
         text = ["--calibration", str(out / "chat.jsonl"), *_CALIBRATION]

@@ -164,3 +164,12 @@ def test_a_compiled_layer_computes_the_same() -> None:
     compiled = torch.compile(layer, backend="aot_eager")
     for ours, exact in zip(outcome(compiled, random(5, COLUMNS)), outcome(layer, random(5, COLUMNS)), strict=True):
         torch.testing.assert_close(ours, exact)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", MATRICES)
+def test_a_gpu_computes_what_the_cpu_does(kind: str) -> None:
+    layer, _ = pair(kind)
+    exact = outcome(layer, random(5, COLUMNS))
+    for ours, theirs in zip(outcome(layer.cuda(), random(5, COLUMNS).cuda()), exact, strict=True):
+        torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-4, atol=1e-4)
