@@ -25,7 +25,7 @@ from kiloq.model.trained_lora import Slice, TrainedLinear, put_layers, trained_l
 from kiloq.model.trained_rows import Rows, put_rows, put_tables, trained_tables
 from kiloq.tokenizer.vocabulary import IM_END, IM_START
 
-from .run_folder import STATE_FILE
+from .state import newest_state
 
 ALL_LINEAR = "all-linear"
 
@@ -149,7 +149,7 @@ def export(
 def claim_base(run: Path, base: Base) -> None:
     """Note in a run's folder which model it trains; ConfigError where a run that has begun trains another."""
     before = Base.read(run)
-    if before is not None and (run / STATE_FILE).exists() and before.fingerprint != base.fingerprint:
+    if before is not None and newest_state(run) is not None and before.fingerprint != base.fingerprint:
         raise ConfigError(
             f"{run} holds a run on {before.model or before.folder} ({before.short}), and the model is now "
             f"{base.model or base.folder} ({base.short}). Give the first one, or use another out folder."

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from kiloq.model import Recompute, Transformer
 from kiloq.model.trained_rows import RowsEmbedding, RowsHead
@@ -51,7 +52,8 @@ class Forward:
         self.model.checkpointing = checkpointing
         self.runtime, self.seq_len = runtime, seq_len
         self._hidden = model.__call__
-        if runtime.compiled:
+        # Of a model in parts the blocks are compiled one by one: what gathers their weights runs between them.
+        if runtime.compiled and not isinstance(model, FSDPModule):
             self._hidden = torch.compile(model.forward, dynamic=False)
 
     def __call__(self, batch: Batch) -> Tensor:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -19,21 +20,22 @@ class Journal:
     """Writes to `folder`/log.jsonl and to what `report` names: TensorBoard's files lie in `folder`/tensorboard.
 
     Lines after `step` are dropped first: they belong to a run that was killed before it saved. On a terminal a line
-    below the log shows how far the run of `steps` steps is.
+    below the log shows how far the run of `steps` steps is. Of several processes one `writes`; the others keep silent.
     """
 
-    def __init__(self, folder: Path, *, step: int, steps: int = 0, report: Sequence[Report] = ()) -> None:
-        self.path = folder / "log.jsonl"
-        self.path.touch()
-        lines = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-        unfinished = self.path.with_suffix(".tmp")
-        unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        unfinished.replace(self.path)
+    def __init__(
+        self, folder: Path, *, step: int, steps: int = 0, report: Sequence[Report] = (), writes: bool = True
+    ) -> None:
+        self.path = folder / "log.jsonl" if writes else Path(os.devnull)
+        if writes:
+            _drop_after(self.path, step)
         with ExitStack() as opening:
             self.file = opening.enter_context(self.path.open("a", encoding="utf-8"))
             makers = {"tensorboard": _tensorboard, "wandb": _wandb}
-            self.sinks = [sink for name in report if (sink := makers[name](folder, step, opening)) is not None]
-            self.say, self.advance = _terminal(step, steps, opening) if sys.stderr.isatty() else (_line, _nothing)
+            wanted = report if writes else ()
+            self.sinks = [sink for name in wanted if (sink := makers[name](folder, step, opening)) is not None]
+            live, told = writes and sys.stderr.isatty(), _line if writes else _nothing
+            self.say, self.advance = _terminal(step, steps, opening) if live else (told, _nothing)
             self.closing = opening.pop_all()
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -58,6 +60,14 @@ class Journal:
         self.closing.close()
 
 
+def _drop_after(path: Path, step: int) -> None:
+    path.touch()
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    unfinished.replace(path)
+
+
 def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
@@ -69,7 +79,7 @@ def _line(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _nothing(_step: int) -> None:
+def _nothing(_what: object) -> None:
     pass
 
 

@@ -13,6 +13,7 @@ from kiloq.model import Transformer
 from . import adapters
 from .adapters import AdapterConfig
 from .forward import Runtime
+from .parallel import Alone, Parallel
 from .run_folder import export
 
 
@@ -29,27 +30,32 @@ class NetworkRecipe(Protocol):
     def adapter(self) -> AdapterConfig | None: ...
 
 
-def read_network(recipe: NetworkRecipe, checkpoint: Checkpoint, runtime: Runtime) -> tuple[Transformer, str]:
+def read_network(
+    recipe: NetworkRecipe, checkpoint: Checkpoint, runtime: Runtime, parallel: Parallel | None = None
+) -> tuple[Transformer, str]:
     """The checkpoint's network and a line on what of it is trained, which alone requires gradients and is fp32.
 
     What an adapter leaves frozen is in the type that products run in, or in codes; ConfigError where the run has begun
-    on another model.
+    on another model. Of several processes each holds what `parallel` gives it.
     """
+    parallel = parallel or Alone()
     if recipe.adapter is None:
         _refuse_codes(recipe, checkpoint)
         model = load_dense(checkpoint, dtype=torch.float32).requires_grad_(True)
     else:
         kind = None if checkpoint.quantization else recipe.adapter.quantization
         base = Base.of(checkpoint.folder, recipe.model, quantization=kind)
-        adapters.claim_base(Path(recipe.out), base)
+        with parallel.first_goes_ahead():
+            adapters.claim_base(Path(recipe.out), base)
         if kind is None and checkpoint.quantization is None:
             model = load_dense(checkpoint, dtype=runtime.dtype)
         else:
             model = load_frozen(checkpoint, kind=kind or "auto", dtype=runtime.dtype, device=runtime.device)
         torch.manual_seed(recipe.seed)  # of dropout; a run that goes on has its own state
         adapters.attach(model, checkpoint, recipe.adapter, seed=recipe.seed)
-        return model, adapters.describe(model) + adapters.begun_elsewhere(recipe.adapter, base)
-    return model, adapters.describe(model)
+        described = adapters.describe(model) + adapters.begun_elsewhere(recipe.adapter, base)
+        return parallel.spread(model, runtime), described
+    return parallel.spread(model, runtime), adapters.describe(model)
 
 
 def _refuse_codes(recipe: NetworkRecipe, checkpoint: Checkpoint) -> None:
@@ -61,10 +67,16 @@ def _refuse_codes(recipe: NetworkRecipe, checkpoint: Checkpoint) -> None:
 
 
 def write_network(
-    recipe: NetworkRecipe, model: Transformer, checkpoint: Checkpoint, generation: GenerationDefaults
+    recipe: NetworkRecipe,
+    model: Transformer,
+    checkpoint: Checkpoint,
+    generation: GenerationDefaults,
+    parallel: Parallel | None = None,
 ) -> Path:
-    """Write what was trained below the run's folder; where it is."""
+    """Write what was trained below the run's folder; where it is. The first of several processes writes."""
     folder = trained_folder(recipe)
+    if not (parallel or Alone()).gather(model):
+        return folder
     if recipe.adapter is None:
         export(folder, model, checkpoint.tokenizer, generation)
     else:

@@ -26,6 +26,7 @@ from .forward import Forward, Runtime
 from .network import NetworkRecipe, read_network
 from .objective import next_token
 from .optim import OptimConfig
+from .parallel import Alone
 from .samples import PackedSamples, Sample
 from .settings import BatchConfig, LoopConfig, TrainConfig
 from .state import trained_parameters
@@ -139,6 +140,7 @@ def _learn(
             optim=replace(optim, steps=STEPS, warmup_steps=2, warmup_ratio=None, weight_decay=0.0),
             loop=LoopConfig(report=(), log_every=STEPS, save_every=STEPS + 1),
         ),
+        parallel=Alone(),
     )
     if trainer.run() != "finished":
         raise ConfigError("the preflight was stopped; nothing has been trained.")

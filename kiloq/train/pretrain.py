@@ -18,10 +18,11 @@ from .data import PackedBatches, TokenFolder, held_out_batches, write_tokens
 from .forward import Forward, Runtime
 from .objective import Watch, next_token
 from .optim import OptimConfig, with_steps
+from .parallel import join
 from .recipe import to_toml
 from .rows import good_rows
 from .run_folder import claim_folder, export
-from .settings import BatchConfig, LoopConfig, TrainConfig
+from .settings import BatchConfig, LoopConfig, ParallelConfig, TrainConfig
 from .texts import document
 from .trainer import Outcome, Trainer
 
@@ -76,6 +77,7 @@ class PretrainConfig:
     batch: BatchConfig = field(default_factory=BatchConfig)
     optim: OptimConfig
     loop: LoopConfig = field(default_factory=LoopConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
 
 def pretrain(config: PretrainConfig) -> Outcome:
@@ -83,28 +85,31 @@ def pretrain(config: PretrainConfig) -> Outcome:
     folder = Path(config.out)
     tokenizer = Tokenizer.load(config.tokenizer)
     model_config = qwen1_config(config.model, tokenizer.size)
-    changes = claim_folder(folder, to_toml(config))
     runtime = Runtime.choose(config.loop)
+    parallel = join(config.parallel, runtime.device)
     batch = runtime.batch(config.batch)
-    trained, held = _token_folders(config, tokenizer)
+    with parallel.first_goes_ahead():
+        changes = claim_folder(folder, to_toml(config))
+        trained, held = _token_folders(config, tokenizer)
     size = {"seq_len": batch.seq_len, "tokens": batch.tokens}
     stream = PackedBatches(trained, seed=config.seed, **size)
     optim = with_steps(config.optim, config.epochs, epoch_tokens=stream.epoch_tokens, step_tokens=batch.step_tokens)
-    model = _first_weights(config, model_config)
+    model = parallel.spread(_first_weights(config, model_config).requires_grad_(True), runtime)
     forward = Forward(model, runtime, seq_len=batch.seq_len, checkpointing=config.loop.recompute)
     trainer = Trainer(
-        model.requires_grad_(True),
+        model,
         next_token(forward),
         stream,
         folder=folder,
         config=TrainConfig(batch=batch, optim=optim, loop=config.loop),
+        parallel=parallel,
         watch=Watch(
             held={n: partial(held_out_batches, f, limit=config.loop.eval_tokens, **size) for n, f in held.items()},
             notes=[f"{model_config.num_parameters:,} parameters, {stream.epoch_tokens:,} tokens an epoch", *changes],
         ),
     )
     outcome = trainer.run()
-    if outcome == "finished":
+    if outcome == "finished" and parallel.gather(model):
         end = tokenizer.end_of_text_id
         # max_tokens and top_p as the published base models of v1 have them.
         generation = GenerationDefaults(

@@ -12,10 +12,10 @@ from kiloq.errors import ConfigError
 from kiloq.model import Transformer
 from kiloq.tokenizer import Tokenizer
 
-STATE_FILE = "state.pt"
+from .state import newest_state
 
 # What a run that has begun may change: where it lies and how it goes about its steps, which nobody need be told ...
-_SILENT = ("out", "loop.")
+_SILENT = ("out", "loop.", "parallel.")
 # ... and how far and fast it still moves, which its log tells.
 _TOLD = ("epochs", "optim.steps", "optim.lr", "optim.floor")
 
@@ -27,7 +27,7 @@ def claim_folder(folder: Path, recipe: str) -> list[str]:
     """
     path = folder / "recipe.toml"
     changes: list[str] = []
-    if path.exists() and (folder / STATE_FILE).exists():
+    if path.exists() and newest_state(folder) is not None:
         before, now = (_flat(tomllib.loads(text)) for text in (path.read_text(encoding="utf-8"), recipe))
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key) and not key.startswith(_SILENT):

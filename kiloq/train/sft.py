@@ -18,12 +18,14 @@ from .forward import Forward, Runtime
 from .network import read_network, write_network
 from .objective import Watch, next_token
 from .optim import OptimConfig, with_steps
+from .parallel import join
 from .preflight import preflight
 from .recipe import to_toml
 from .rows import Fault, good_rows, kinds_of
-from .run_folder import STATE_FILE, claim_folder
+from .run_folder import claim_folder
 from .samples import Long, Mask, PackedSamples, Sample, Samples
-from .settings import BatchConfig, LoopConfig, TrainConfig
+from .settings import BatchConfig, LoopConfig, ParallelConfig, TrainConfig
+from .state import newest_state
 from .trainer import Outcome, Trainer
 
 
@@ -79,6 +81,7 @@ class SftConfig:
     batch: BatchConfig = field(default_factory=BatchConfig)
     optim: OptimConfig
     loop: LoopConfig = field(default_factory=LoopConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
 
 def sft(config: SftConfig, *, try_first: bool = False) -> Outcome:
@@ -109,10 +112,12 @@ def sft(config: SftConfig, *, try_first: bool = False) -> Outcome:
     notes = _before_step_1(flat, checkpoint, generation)
     notes.insert(0, f"{samples.tally}; {len(stream):,} rows of an epoch {100 * stream.filled:.1f} % full")
     notes += [f"left out: {line}" for line in kinds_of(left_out or [])]
-    changes = claim_folder(folder, to_toml(config))
-    if try_first and not (folder / STATE_FILE).exists():
-        notes.append(preflight(config, checkpoint, flat, generation=generation, runtime=runtime, optim=optim))
-    model, trained = read_network(config, checkpoint, runtime)
+    parallel = join(config.parallel, runtime.device)
+    with parallel.first_goes_ahead():
+        changes = claim_folder(folder, to_toml(config))
+        if try_first and parallel.is_first and newest_state(folder) is None:
+            notes.append(preflight(config, checkpoint, flat, generation=generation, runtime=runtime, optim=optim))
+    model, trained = read_network(config, checkpoint, runtime, parallel)
     forward = Forward(model, runtime, seq_len=batch.seq_len, checkpointing=config.loop.recompute)
     trainer = Trainer(
         model,
@@ -120,6 +125,7 @@ def sft(config: SftConfig, *, try_first: bool = False) -> Outcome:
         stream,
         folder=folder,
         config=TrainConfig(batch=batch, optim=optim, loop=config.loop),
+        parallel=parallel,
         watch=Watch(
             held={name: partial(packed.one_pass, config.loop.eval_tokens) for name, packed in held.items()},
             notes=[trained, *notes, *changes],
@@ -127,7 +133,9 @@ def sft(config: SftConfig, *, try_first: bool = False) -> Outcome:
     )
     outcome = trainer.run()
     if outcome == "finished":
-        check_saved(write_network(config, model, checkpoint, generation))
+        written = write_network(config, model, checkpoint, generation, parallel)
+        if parallel.is_first:
+            check_saved(written)
     return outcome
 
 

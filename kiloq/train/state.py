@@ -1,17 +1,39 @@
-"""A run's state on disk: all that the next step depends on, replaced in one move so that a kill never harms it.
+"""A run's state on disk: all that the next step depends on, in a folder that appears whole, so that no kill harms it.
 
-Only what is trained is kept: a frozen base is in its own checkpoint.
+One format for one process and many: each writes its parts of the tensors (torch.distributed.checkpoint), and any number
+of processes reads them back. Only what is trained is kept: a frozen base is in its own checkpoint.
 """
 
 import os
+import pickle
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
+from torch.serialization import _get_layout
 
 from kiloq.errors import CheckpointError
+
+from .parallel import Alone, Parallel
+from .pieces import PieceReader, Pieces, PieceWriter
+
+STATE_FOLDER = "state"
+
+_PLAIN = "run.pt"  # what is no tensor; written last
+_OLD_FILE = "state.pt"
+_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError)
 
 
 @dataclass
@@ -29,54 +51,200 @@ def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
+def newest_state(folder: Path) -> Path | None:
+    """The folder of the last whole state below a run's folder."""
+    return max((folder / STATE_FOLDER).glob("step-*"), default=None)
+
+
 def save_state(
-    path: Path, *, module: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, stream: dict[str, Any]
+    folder: Path,
+    *,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    stream: dict[str, Any],
+    parallel: Parallel,
 ) -> None:
-    """Write beside `path`, flush to the disk, then rename: a reader sees the old state or the new one, whole."""
-    state = {
-        "model": {name: parameter.detach() for name, parameter in trained_parameters(module).items()},
-        "optimizer": optimizer.state_dict(),
-        "progress": vars(progress),
-        "stream": stream,
-        "rng": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        state["cuda_rng"] = torch.cuda.get_rng_state()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    with unfinished.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    """Write all files beside, flush them, then rename their folder: a reader finds the one before or this one."""
+    target = folder / STATE_FOLDER / f"step-{progress.step:09d}"
+    unfinished = target.with_name("unfinished")
+    if parallel.any(target.exists()):
+        return  # a run that is done, or stopped right after it saved
+    if parallel.is_first:
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+        unfinished.mkdir(parents=True)
+    parallel.wait()
+    parallel.settle(module)
+    tensors, values = _parts(module, optimizer, parallel)
+    with _quietly():
+        planner = PieceWriter(flatten_state_dict=False, flatten_sharded_tensors=False)
+        save(tensors, storage_writer=FileSystemWriter(unfinished), planner=planner, no_dist=isinstance(parallel, Alone))
+    if parallel.is_first:
+        plain = {"progress": vars(progress), "stream": stream, "optimizer": values}
+        with (unfinished / _PLAIN).open("wb") as file:
+            torch.save(plain, file)
+            file.flush()
+            os.fsync(file.fileno())
+        _flush(unfinished)
+        unfinished.rename(target)
+        _flush(target.parent)
+        for older in target.parent.glob("step-*"):
+            if older != target:
+                shutil.rmtree(older)
+    parallel.wait()
 
 
 def load_state(
-    path: Path, *, module: nn.Module, optimizer: torch.optim.Optimizer
+    folder: Path, *, module: nn.Module, optimizer: torch.optim.Optimizer, parallel: Parallel
 ) -> tuple[Progress, dict[str, Any]] | None:
-    """Fill parameters, optimiser and random generators from `path`; progress and stream state. None: no state yet."""
-    if not path.exists():
+    """Fill parameters, optimiser and random generators from the last state below `folder`; progress and stream state.
+
+    None: no state yet. Any number of processes may have written it.
+    """
+    path = newest_state(folder)
+    if path is None:
+        if (folder / _OLD_FILE).exists():
+            raise CheckpointError(
+                f"{folder / _OLD_FILE} was written by another version of kiloq. Finish the run with that version, use "
+                "another run folder, or remove the file to begin again."
+            )
         return None
+    parallel.settle(module)
+    _make_moments(optimizer)
+    tensors, _ = _parts(module, optimizer, parallel)
+    reader = _Reader(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        _fill(trained_parameters(module), state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, KeyError, ValueError, EOFError) as error:
+        saved = reader.read_metadata().state_dict_metadata
+        for name in [name for name in tensors if name.startswith("random") and name not in saved]:
+            del tensors[name]  # there were fewer processes, or no GPU
+        _compare(tensors, saved)
+        with _quietly():
+            planner = PieceReader(flatten_state_dict=False, flatten_sharded_tensors=False)
+            load(tensors, storage_reader=reader, planner=planner, no_dist=isinstance(parallel, Alone))
+        plain = torch.load(path / _PLAIN, map_location="cpu", weights_only=True)
+        _set_values(module, optimizer, plain["optimizer"])
+        progress = Progress(**plain["progress"])
+    except (*_DAMAGE, CheckpointException) as error:
         raise CheckpointError(
-            f"the saved state {path} does not fit this run: {error}. Use another run folder, or remove the file."
+            f"the saved state {path} does not fit this run: {_reason(error)}. Use another run folder, or remove {path}."
         ) from error
-    torch.set_rng_state(state["rng"])
-    if "cuda_rng" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda_rng"])
-    return Progress(**state["progress"]), state["stream"]
+    _set_random(tensors, parallel.rank)
+    return progress, plain["stream"]
 
 
-def _fill(parameters: dict[str, nn.Parameter], saved: dict[str, Tensor]) -> None:
-    """Copy the saved values; ValueError where names or shapes differ."""
-    if differing := sorted(parameters.keys() ^ saved.keys()):
+def _parts(
+    module: nn.Module, optimizer: torch.optim.Optimizer, parallel: Parallel
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Every tensor of the state as far as it is here, and the optimiser's plain values by parameter."""
+    tensors: dict[str, Any] = {}
+    values: dict[str, dict[str, Any]] = {}
+    for name, parameter in trained_parameters(module).items():
+        layout = parallel.layout(name, parameter)
+        tensors[f"model/{name}"] = Pieces(layout, _local(parameter.detach()))
+        for key, value in optimizer.state.get(parameter, {}).items():
+            place = f"optimizer/{name}/{key}"
+            if not isinstance(value, Tensor):
+                values.setdefault(name, {})[key] = value
+            elif value.shape == parameter.shape:
+                tensors[place] = Pieces(layout, _local(value))
+            elif value.numel() == 1 or parallel.world == 1 or not isinstance(parameter, DTensor):
+                tensors[place] = value
+            else:  # codes of a part of the parameter, which no other number of processes can cut anew
+                tensors[f"{place} {parallel.rank + 1} of {parallel.world}"] = _local(value)
+    tensors[f"random/{parallel.rank}"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors[f"random_cuda/{parallel.rank}"] = torch.cuda.get_rng_state()
+    return tensors, values
+
+
+def _make_moments(optimizer: torch.optim.Optimizer) -> None:
+    """The optimiser's state as its first step makes it, at a rate of zero: places to load into."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
+def _compare(tensors: dict[str, Any], saved: dict[str, Any]) -> None:
+    """ValueError where names or shapes differ."""
+    if differing := sorted(name for name in tensors.keys() ^ saved.keys() if not name.startswith("random")):
         raise ValueError(f"{differing[0]} is only in one of the two")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            if parameter.shape != saved[name].shape:
-                raise ValueError(f"{name} is {list(saved[name].shape)} there and {list(parameter.shape)} here")
-            parameter.copy_(saved[name])
+    for name, tensor in tensors.items():
+        there = saved[name]
+        if not isinstance(there, TensorStorageMetadata) or there.size != tensor.size():
+            raise ValueError(f"{name} is {list(getattr(there, 'size', ()))} there and {list(tensor.size())} here")
+
+
+def _reason(error: BaseException) -> str:
+    """In one line, of the first process that failed."""
+    failures = list(error.failures.values()) if isinstance(error, CheckpointException) else []
+    return str(failures[0][0] if failures else error).split("\n", 1)[0].rstrip(".")
+
+
+def _set_values(module: nn.Module, optimizer: torch.optim.Optimizer, values: dict[str, dict[str, Any]]) -> None:
+    parameters = trained_parameters(module)
+    for name, plain in values.items():
+        optimizer.state[parameters[name]].update(plain)
+
+
+def _set_random(tensors: dict[str, Any], rank: int) -> None:
+    if (state := tensors.get(f"random/{rank}")) is not None:
+        torch.set_rng_state(state)
+    if (state := tensors.get(f"random_cuda/{rank}")) is not None:
+        torch.cuda.set_rng_state(state)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _flush(folder: Path) -> None:
+    """The folder's own entries to the disk."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """One process is what we mean, not a mistake that wants a warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*in a single process")
+        yield
+
+
+class _Reader(FileSystemReader):
+    """Reads the index of a saved state without running what a pickle could hold: its own plain classes only."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        with (Path(self.path) / ".metadata").open("rb") as file:
+            metadata = _PlainPickle(file).load()
+        if not isinstance(metadata, Metadata):
+            raise ValueError(".metadata is no index of a saved state")
+        return metadata
+
+
+class _PlainPickle(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name) if "." not in name and module in _PLAIN_MODULES else None
+        is_class = isinstance(found, type) and found.__module__ == module
+        if not is_class and not isinstance(found, torch.dtype) and found not in (torch.Size, _get_layout):
+            raise pickle.UnpicklingError(f"{module}.{name} has no place in a saved state")
+        return found
+
+
+_PLAIN_MODULES = (
+    "pathlib",
+    "pathlib._local",
+    "torch",
+    "torch.serialization",
+    "torch.distributed.checkpoint.metadata",
+    "torch.distributed.checkpoint.filesystem",
+)

@@ -1,11 +1,13 @@
 """The one training loop: batches in, trained parameters and a saved run out. Knows no text, recipe or method."""
 
 import math
+import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Generic, Literal
 
@@ -20,9 +22,8 @@ from .meter import Meter, clock
 from .objective import B, Batches, Loss, Objective, Watch
 from .optim import learning_rate, make_optimizer, set_learning_rate
 from .parallel import Alone, Parallel
-from .run_folder import STATE_FILE
 from .settings import TrainConfig
-from .state import Progress, load_state, save_state, trained_parameters
+from .state import STATE_FOLDER, Progress, load_state, save_state, trained_parameters
 from .watchdog import remember, spike
 
 Outcome = Literal["finished", "paused"]
@@ -48,9 +49,16 @@ class Trainer(Generic[B]):
         self.batch, self.optim, self.loop = config.batch, config.optim, config.loop
         self.module, self.objective, self.batches = module.train(), objective, batches
         self.folder, self.watch = folder, watch or Watch()
+        if parallel is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError("this method trains in one process; run it without torchrun.")
         self.parallel = parallel or Alone()
         if not trained_parameters(module):
             raise ConfigError("no parameter is to be trained; the recipe freezes all of them.")
+        if self.batch.accumulate % self.parallel.world:
+            raise ConfigError(
+                f"a step has {self.batch.accumulate} micro-batches (batch.accumulate) for {self.parallel.world} "
+                "processes; it must be a multiple of them."
+            )
         self.optimizer = make_optimizer(module, self.optim, config.rates)
         self.meter = Meter(module, Runtime.choose(self.loop), steps=self.optim.steps, world=self.parallel.world)
         self.progress = Progress()
@@ -59,26 +67,27 @@ class Trainer(Generic[B]):
 
     @property
     def state_path(self) -> Path:
-        return self.folder / STATE_FILE
+        return self.folder / STATE_FOLDER
 
     def run(self) -> Outcome:
         """Train until the last step, the time limit or a signal; the state is saved whichever comes first."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        saved = load_state(self.state_path, module=self.module, optimizer=self.optimizer)
+        saved = load_state(self.folder, module=self.module, optimizer=self.optimizer, parallel=self.parallel)
         if saved is not None:
             self.progress, stream = saved
             self.batches.restore(stream)
         self.logged = replace(self.progress)
         started = time.monotonic()
         begin, steps, report = self.progress.step, self.optim.steps, self.loop.report
-        journal = Journal(self.folder, step=begin, steps=steps, report=report)
+        journal = Journal(self.folder, step=begin, steps=steps, report=report, writes=self.parallel.is_first)
         with journal, self._stopping_on_signals():
             for note in self.watch.notes:
                 journal.note(self.progress.step, note)
             while self.progress.step < self.optim.steps:
                 self._step(journal)
                 minutes = (time.monotonic() - started) / 60
-                if self.stop_asked or (self.loop.max_minutes is not None and minutes >= self.loop.max_minutes):
+                in_time = self.loop.max_minutes is None or minutes < self.loop.max_minutes
+                if self.parallel.any(self.stop_asked or not in_time):
                     break
             self.save()
             finished = self.progress.step >= self.optim.steps
@@ -89,11 +98,12 @@ class Trainer(Generic[B]):
     def save(self) -> None:
         """Put the whole state on disk."""
         save_state(
-            self.state_path,
+            self.folder,
             module=self.module,
             optimizer=self.optimizer,
             progress=self.progress,
             stream=self.batches.state(),
+            parallel=self.parallel,
         )
 
     def evaluate(self) -> dict[str, dict[str, float]]:
@@ -103,9 +113,9 @@ class Trainer(Generic[B]):
         with torch.no_grad():
             for name, batches in self.watch.held.items():
                 sums, count = _Sums(), 0
-                for batch in batches():
-                    sums.add(self.objective(batch))
-                    count += batch.count
+                for batch, is_counted in self._shares(batches()):
+                    sums.add(self.objective(batch), weight=int(is_counted))
+                    count += batch.count * is_counted
                 means[name] = self._means(sums, *self.parallel.total([count]))
         self.module.train()
         return means
@@ -115,7 +125,9 @@ class Trainer(Generic[B]):
         step, loop = self.progress.step, self.loop
         rate = learning_rate(self.optim, step)
         set_learning_rate(self.optimizer, rate)
-        micro = [self.batches.next_batch() for _ in range(self.batch.accumulate // self.parallel.world)]
+        # All processes draw the same batches, so that the place in the data is the same whatever their number.
+        drawn = [self.batches.next_batch() for _ in range(self.batch.accumulate)]
+        micro = drawn[self.parallel.rank :: self.parallel.world]
         # One count for the whole step: the mean over its tokens, however they are split (transformers#34191).
         count, size = self.parallel.total([sum(x.count for x in micro), sum(x.size for x in micro)])
         sums = _Sums()
@@ -125,7 +137,7 @@ class Trainer(Generic[B]):
                 (loss.total / max(1, count)).backward()  # type: ignore[no-untyped-call]
             sums.add(loss)
         means = self._means(sums, count)
-        norm = self.parallel.clip(self.module.parameters(), self.optim.clip)
+        norm = self.parallel.clip(self.module, self.optim.clip)
         if not math.isfinite(means["loss"]) or not math.isfinite(norm):
             raise NumericsError(
                 f"step {step + 1:,}: loss is {means['loss']}, gradient norm {norm}. The last good state is in "
@@ -161,6 +173,13 @@ class Trainer(Generic[B]):
             )
         journal.note(number, f"{told}; {'left out' if self.loop.spike == 'skip' else 'trained all the same'}")
         return self.loop.spike == "warn"
+
+    def _shares(self, batches: Iterable[B]) -> Iterator[tuple[B, bool]]:
+        """This process's batches, and whether each counts: all run equally many, for a forward pass may need all."""
+        rank, world = self.parallel.rank, self.parallel.world
+        left = iter(batches)
+        while group := list(islice(left, world)):
+            yield group[min(rank, len(group) - 1)], rank < len(group)
 
     def _means(self, sums: "_Sums", count: float) -> dict[str, float]:
         totals = self.parallel.total(sums.values())
@@ -227,9 +246,9 @@ class _Sums:
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
 
-    def add(self, loss: Loss) -> None:
+    def add(self, loss: Loss, *, weight: int = 1) -> None:
         for name, value in (("loss", loss.total), *loss.measures.items()):
-            exact = value.detach().double()
+            exact = value.detach().double() * weight
             self.sums[name] = self.sums[name] + exact if name in self.sums else exact
 
     def names(self) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint import FileSystemReader, load
 
 from kiloq.checkpoint import GenerationDefaults
 from kiloq.model import ModelConfig, RopeConfig, Transformer
@@ -18,6 +19,7 @@ from kiloq.train.pretrain import ShapeConfig, qwen1_config
 from kiloq.train.rollouts import RolloutConfig
 from kiloq.train.run_folder import export
 from kiloq.train.settings import LoopConfig
+from kiloq.train.state import newest_state
 
 
 @pytest.fixture(scope="session")
@@ -83,3 +85,18 @@ def own_answers(tmp_path: Path, tokenizer: Tokenizer) -> Callable[..., dict[str,
         }
 
     return settings
+
+
+@pytest.fixture(scope="session")
+def saved_weights() -> Callable[..., dict[str, torch.Tensor]]:
+    """What a run's last state keeps of the trained parameters (or below another prefix), read by torch's own reader."""
+
+    def read(run: Path, prefix: str = "model/") -> dict[str, torch.Tensor]:
+        state = newest_state(run)
+        assert state is not None
+        kept = {n: k for n, k in FileSystemReader(state).read_metadata().state_dict_metadata.items() if prefix in n}
+        tensors = {name: torch.empty(one.size, dtype=one.properties.dtype) for name, one in kept.items()}
+        load(tensors, storage_reader=FileSystemReader(state), no_dist=True)
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+    return read

@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -95,7 +96,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights_and_measures_its_refe
 
 def test_a_reference_of_other_data_is_measured_anew(config: PreferenceConfig) -> None:
     prefer(config)
-    (Path(config.out) / "state.pt").unlink()
+    shutil.rmtree(Path(config.out) / "state")
     pairs = Path(config.data[0].path)
     pairs.write_text(pairs.read_text(encoding="utf-8").replace("please", "certainly"), encoding="utf-8")
     prefer(config)

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,16 +62,19 @@ def rehearse(config: SftConfig, *, stop_ids: tuple[int, ...], lr: float = 1e-3) 
     )
 
 
-def test_a_run_that_was_tried_first_is_the_same_run(config: SftConfig, tmp_path: Path) -> None:
+def test_a_run_that_was_tried_first_is_the_same_run(
+    config: SftConfig, tmp_path: Path, saved_weights: Callable[..., dict[str, torch.Tensor]]
+) -> None:
     sft(config, try_first=True)
     log = (Path(config.out) / "log.jsonl").read_text(encoding="utf-8")
     assert "the answer is repeated and ends by itself" in log
     assert not (Path(config.out) / "preflight").exists()
     plain = replace(config, out=str(tmp_path / "plain"))
     sft(plain)
-    tried, untried = (torch.load(Path(one.out) / "state.pt", weights_only=True) for one in (config, plain))
-    assert all(torch.equal(tried["model"][name], tensor) for name, tensor in untried["model"].items())
-    assert torch.equal(tried["rng"], untried["rng"])
+    for kept in ("model/", "random/"):
+        tried, untried = (saved_weights(Path(one.out), kept) for one in (config, plain))
+        assert tried
+        assert all(torch.equal(tried[name], tensor) for name, tensor in untried.items())
     sft(replace(config, optim=replace(config.optim, steps=3)), try_first=True)  # one that has begun goes on
     assert (Path(config.out) / "log.jsonl").read_text(encoding="utf-8").count("preflight: ") == 1
 

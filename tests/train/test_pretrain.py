@@ -12,10 +12,13 @@ import torch
 
 from kiloq.checkpoint import load_dense, open_checkpoint
 from kiloq.errors import ConfigError, DataError
+from kiloq.model import Transformer
 from kiloq.train.optim import OptimConfig
+from kiloq.train.parallel import Alone
 from kiloq.train.pretrain import PretrainConfig, ShapeConfig, TextSource, pretrain
 from kiloq.train.recipe import load_recipe, to_toml
 from kiloq.train.settings import BatchConfig, LoopConfig
+from kiloq.train.state import load_state
 
 TEXT = ["The fox ran home. ", "The owl sat still. ", "狐狸回家了。", "여우가 집에 갔다. "]
 
@@ -46,9 +49,11 @@ def test_a_finished_run_leaves_a_checkpoint_of_qwen_v1(config: PretrainConfig) -
     checkpoint = open_checkpoint(Path(config.out) / "model")
     assert checkpoint.config.family == "qwen"
     assert checkpoint.generation.stop_ids == (checkpoint.tokenizer.end_of_text_id,)
-    trained = torch.load(Path(config.out) / "state.pt", weights_only=True)["model"]
+    trained = Transformer(checkpoint.config)
+    load_state(Path(config.out), module=trained, optimizer=torch.optim.AdamW(trained.parameters()), parallel=Alone())
     model = load_dense(checkpoint)
-    assert all(torch.equal(value, trained[name].bfloat16()) for name, value in model.state_dict().items())
+    same = zip(model.state_dict().values(), trained.state_dict().values(), strict=True)
+    assert all(torch.equal(written, exact.bfloat16()) for written, exact in same)
 
 
 def test_a_run_is_repeated_from_its_own_folder(config: PretrainConfig, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,7 +105,9 @@ def test_bad_rows_are_left_out_and_counted_where_the_recipe_allows_it(config: Sf
     assert "sample 3: " in log
 
 
-def test_how_a_step_is_split_into_micro_batches_changes_no_bit(config: SftConfig, tmp_path: Path) -> None:
+def test_how_a_step_is_split_into_micro_batches_changes_no_bit(
+    config: SftConfig, tmp_path: Path, saved_weights: Callable[..., dict[str, torch.Tensor]]
+) -> None:
     def trained(tokens: int, accumulate: int) -> tuple[dict[str, torch.Tensor], list[float]]:
         run = replace(
             config,
@@ -114,8 +117,7 @@ def test_how_a_step_is_split_into_micro_batches_changes_no_bit(config: SftConfig
             loop=replace(config.loop, log_every=1),
         )
         sft(run)
-        state = torch.load(Path(run.out) / "state.pt", weights_only=True)
-        return state["model"], [line["loss"] for line in log_of(run) if "loss" in line]
+        return saved_weights(Path(run.out)), [line["loss"] for line in log_of(run) if "loss" in line]
 
     rows = [
         {"instruction": f"{question} {i}", "output": answer * (i + 1)}

@@ -1,4 +1,5 @@
 import json
+import pickle
 import re
 import signal
 from collections.abc import Callable, Iterator
@@ -16,8 +17,9 @@ from kiloq.train.data import Batch, PackedBatches, TokenFolder, held_out_batches
 from kiloq.train.forward import Forward, Runtime
 from kiloq.train.objective import Loss, Watch, next_token
 from kiloq.train.optim import OptimConfig
+from kiloq.train.parallel import Alone
 from kiloq.train.settings import BatchConfig, LoopConfig, TrainConfig
-from kiloq.train.state import load_state, save_state
+from kiloq.train.state import load_state, newest_state, save_state
 from kiloq.train.trainer import Trainer
 
 LOOP = LoopConfig(device="cpu", precision="fp32", compile="off", log_every=1, save_every=3)
@@ -286,17 +288,37 @@ def test_the_state_of_another_model_is_one_clear_error(
     trainer.run()
     other = make_model(vocab_size=32)
     with pytest.raises(CheckpointError, match="does not fit this run"):
-        load_state(trainer.state_path, module=other, optimizer=torch.optim.AdamW(other.parameters()))
+        load_state(trainer.folder, module=other, optimizer=torch.optim.AdamW(other.parameters()), parallel=Alone())
 
 
 def test_a_damaged_state_is_one_clear_error(make_trainer: Callable[..., Trainer[Batch]]) -> None:
     trainer = make_trainer()
     trainer.run()
-    data = trainer.state_path.read_bytes()
-    for damaged in (b"", data[:100], data[: len(data) // 2]):
-        trainer.state_path.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=r"state\.pt does not fit"):
-            make_trainer().run()
+    for path in newest_state(trainer.folder).iterdir():
+        data = path.read_bytes()
+        for damaged in (b"", data[:100], data[: len(data) // 2]):
+            path.write_bytes(damaged)
+            with pytest.raises(CheckpointError, match="does not fit this run"):
+                make_trainer().run()
+        path.write_bytes(data)
+    make_trainer().run()
+
+
+def test_the_state_runs_no_code_that_is_hidden_in_it(make_trainer: Callable[..., Trainer[Batch]]) -> None:
+    trainer = make_trainer()
+    trainer.run()
+    index = newest_state(trainer.folder) / ".metadata"
+    index.write_bytes(pickle.dumps(print))
+    with pytest.raises(CheckpointError, match=r"builtins\.print has no place in a saved state"):
+        make_trainer().run()
+
+
+def test_a_state_of_another_version_is_no_reason_to_begin_again(make_trainer: Callable[..., Trainer[Batch]]) -> None:
+    trainer = make_trainer()
+    trainer.folder.mkdir()
+    (trainer.folder / "state.pt").touch()
+    with pytest.raises(CheckpointError, match="another version of kiloq"):
+        trainer.run()
 
 
 def test_a_save_that_breaks_off_leaves_the_state_before_it(
@@ -304,7 +326,7 @@ def test_a_save_that_breaks_off_leaves_the_state_before_it(
 ) -> None:
     trainer = make_trainer()
     trainer.run()
-    before = trainer.state_path.read_bytes()
+    before = newest_state(trainer.folder)
 
     class Unwritable:
         def __reduce__(self) -> str:
@@ -312,13 +334,17 @@ def test_a_save_that_breaks_off_leaves_the_state_before_it(
 
     with pytest.raises(BrokenOffError):
         save_state(
-            trainer.state_path,
+            trainer.folder,
             module=trainer.module,
             optimizer=trainer.optimizer,
-            progress=trainer.progress,
+            progress=replace(trainer.progress, step=trainer.progress.step + 1),
             stream={"last": Unwritable()},
+            parallel=Alone(),
         )
-    assert trainer.state_path.read_bytes() == before
+    assert newest_state(trainer.folder) == before
+    resumed = make_trainer()
+    assert resumed.run() == "finished"
+    assert weights_equal(resumed.module, trainer.module)
 
 
 def test_other_data_under_a_run_is_refused(make_trainer: Callable[..., Trainer[Batch]], tmp_path: Path) -> None:

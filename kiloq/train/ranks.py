@@ -1,0 +1,172 @@
+"""Several processes that train one model: DDP and FSDP2 over those that read different batches, tensor parallel beside
+it. Started by torchrun; knows no method and no file."""
+
+import atexit
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+from kiloq.model import Transformer
+
+from .buckets import Buckets
+from .forward import Runtime
+from .pieces import Layout, Range, part, whole
+from .settings import ParallelConfig
+
+_TRAINED_BYTES = 16  # of a trained weight: itself, its gradient and two moments in fp32
+
+
+class Ranks:
+    """This process among those that torchrun started."""
+
+    def __init__(self, config: ParallelConfig, device: str) -> None:
+        self.config, self.device = config, torch.device(device)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        if not dist.is_initialized():
+            # Objects and flags go over gloo in any case: they are on the CPU.
+            dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo")
+            atexit.register(dist.destroy_process_group)
+        shape = (dist.get_world_size() // config.tensor, config.tensor)
+        mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=("data", "tensor"))
+        self.data, self.tensor = mesh["data"], mesh["tensor"]
+        self.rank, self.world = self.data.get_local_rank(), self.data.size()
+        self.is_first = dist.get_rank() == 0
+        self.buckets: Buckets | None = None
+
+    def spread(self, model: Transformer, runtime: Runtime) -> Transformer:
+        """One block after the other, so that no device need hold the whole model."""
+        # Dropout differs between shares of a step, and is the same where one product is split.
+        torch.manual_seed(torch.initial_seed() + self.rank)
+        wanted = self.config.kind == "fsdp" or (self.config.kind == "auto" and not self._fits(model))
+        if self.world == 1 or not wanted:
+            self._equalise(model.to(self.device))
+            return model
+        if runtime.compiled:
+            _compile_blocks(model)
+        for block in model.blocks:
+            self._shard(block, reshard=self.config.reshard)
+        # Embedding, last norm and head stay gathered until the backward pass: the loss multiplies by the head outside
+        # of the model's forward.
+        self._shard(model, reshard=False)
+        return model
+
+    def gather(self, model: Transformer) -> bool:
+        """Whole weights replace the parts, one by one."""
+        for module in model.modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                if isinstance(parameter, DTensor):
+                    full = parameter.full_tensor()
+                    kept = full.to("cpu") if self.is_first else full.new_empty(0)
+                    module.register_parameter(name, nn.Parameter(kept, requires_grad=parameter.requires_grad))
+        return self.is_first
+
+    @contextmanager
+    def gathering(self, module: nn.Module, *, is_last: bool) -> Iterator[None]:
+        """FSDP2 adds gradients up by itself; those of parameters outside of it go in buckets."""
+        for part_of_it in _sharded(module):
+            part_of_it.set_requires_gradient_sync(is_last or self.config.sync == "micro", recurse=False)
+        if self.world == 1 or not is_last:
+            yield
+            return
+        if self.buckets is None:
+            plain = [p for p in module.parameters() if p.requires_grad and not isinstance(p, DTensor)]
+            self.buckets = Buckets(plain, self.data.get_group())
+        with self.buckets.summing():
+            yield
+
+    def total(self, values: Sequence[float] | Tensor) -> list[float]:
+        summed = torch.as_tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(summed, group=self.data.get_group())
+        return summed.tolist()
+
+    def any(self, flag: bool) -> bool:
+        raised = torch.tensor(int(flag))
+        dist.all_reduce(raised, dist.ReduceOp.MAX)
+        return bool(raised)
+
+    def clip(self, module: nn.Module, limit: float) -> float:
+        """The norm over the parts of all processes, each value counted once."""
+        sharded: list[Tensor] = []
+        plain: list[Tensor] = []
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                (sharded if isinstance(parameter.grad, DTensor) else plain).append(_local(parameter.grad))
+        squares = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for place, gradients in enumerate((sharded, plain)):
+            if gradients:
+                squares[place] = torch.nn.utils.get_total_norm(gradients).double().square()
+        dist.all_reduce(squares[:1], group=self.data.get_group())
+        norm = float(squares.sum().sqrt())
+        if norm > limit and norm != float("inf"):
+            torch._foreach_mul_([*sharded, *plain], limit / (norm + 1e-6))
+        return norm
+
+    @contextmanager
+    def first_goes_ahead(self) -> Iterator[None]:
+        if not self.is_first:
+            self.wait()
+        try:
+            yield
+        finally:
+            if self.is_first:
+                self.wait()
+
+    def wait(self) -> None:
+        self.any(False)
+
+    def settle(self, module: nn.Module) -> None:
+        for part_of_it in _sharded(module):
+            part_of_it.reshard()
+
+    def layout(self, name: str, parameter: Tensor) -> Layout:
+        if not isinstance(parameter, DTensor):
+            return whole(parameter)
+        return part(parameter.shape, ranges=[(0, parameter.shape[0])], rows=self._rows(parameter.shape[0]))
+
+    def _rows(self, count: int) -> Range:
+        """Which of `count` rows FSDP2 keeps here: equal chunks, the last ones shorter or empty."""
+        each = -(-count // self.world)
+        return min(self.rank * each, count), min((self.rank + 1) * each, count)
+
+    def _shard(self, module: nn.Module, *, reshard: bool) -> None:
+        self._equalise(module.to(self.device))
+        sharded = fully_shard(module, mesh=self.data, reshard_after_forward=reshard)
+        # The loop divides by the count of all ranks, so gradients are added, not averaged.
+        sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(True)
+
+    def _equalise(self, module: nn.Module) -> None:
+        """What is trained starts everywhere as it does in the first process: new weights are drawn at random."""
+        for parameter in module.parameters():
+            if parameter.requires_grad and not isinstance(parameter, DTensor):
+                dist.broadcast(parameter.detach(), group=self.data.get_group(), group_src=0)
+
+    def _fits(self, model: Transformer) -> bool:
+        """Whether training it whole takes less than half of this process's memory; activations take the rest."""
+        needed = sum(p.numel() * (_TRAINED_BYTES if p.requires_grad else p.element_size()) for p in model.parameters())
+        if self.device.type == "cuda":
+            return needed < torch.cuda.get_device_properties(self.device).total_memory / 2
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return needed < memory / 2 / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _sharded(module: nn.Module) -> Iterator[FSDPModule]:
+    return (inner for inner in module.modules() if isinstance(inner, FSDPModule))
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _compile_blocks(model: Transformer) -> None:
+    """Each block's own code: the hooks that gather its weights stay outside."""
+    for block in model.blocks:
+        block.forward = torch.compile(block.forward, dynamic=False)
