@@ -51,11 +51,13 @@ class Batches(Protocol[_B_co]):
 @dataclass(frozen=True, kw_only=True)
 class Watch(Generic[B]):
     """What is looked at beside the training: `notes` are told at the start, `held` gives each held-out set's batches
-    from the start, `samples` lines for people after each evaluation. All of it is kept in the log."""
+    from the start, `samples` lines for people after each evaluation, the first `before` any training where that is
+    worth its time. All of it is kept in the log."""
 
     notes: Sequence[str] = ()
     held: Mapping[str, Callable[[], Iterable[B]]] = field(default_factory=dict)
     samples: Callable[[], Iterable[str]] = tuple
+    before: bool = False
 
 
 def next_token(forward: Forward) -> Objective[Batch]:

@@ -148,6 +148,7 @@ def run(
                 **{name: partial(stream.one_pass, config.loop.eval_tokens) for name, stream in texts.items()},
             },
             samples=seen.lines,
+            before=True,
         ),
     )
     outcome = trainer.run()

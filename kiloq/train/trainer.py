@@ -83,6 +83,8 @@ class Trainer(Generic[B]):
         with journal, self._stopping_on_signals():
             for note in self.watch.notes:
                 journal.note(self.progress.step, note)
+            if self.watch.before and self.watch.held and self.progress.step == 0:
+                self._report_held(journal)
             while self.progress.step < self.optim.steps:
                 self._step(journal)
                 minutes = (time.monotonic() - started) / 60

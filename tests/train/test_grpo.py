@@ -223,8 +223,8 @@ def test_a_reward_rises_and_the_run_can_be_looked_at(config: GrpoConfig, tmp_pat
     assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.2
     assert {"kl", "length", "entropy", "ended", "mismatch"} <= next(line for line in log if "reward" in line).keys()
     assert any("->" in line.get("note", "") for line in log)
-    assert any("eval/held/reward" in line for line in log)
-    assert any("eval/text" in line for line in log)
+    assert [line["step"] for line in log if "eval/held/reward" in line] == [0, 16]  # before and after
+    assert [line["step"] for line in log if "eval/text" in line] == [0, 16]
     before = load_dense(open_checkpoint(config.model), dtype=torch.float32)
     after = load_dense(open_checkpoint(Path(config.out) / "model"), dtype=torch.float32)
     assert not torch.equal(before.embed.weight, after.embed.weight)
