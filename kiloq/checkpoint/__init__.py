@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from .convert import convert_checkpoint
     from .generation import GenerationDefaults
     from .hub import bundled, download, resolve
-    from .load import load_dense, load_frozen, load_model
+    from .load import load_dense, load_frozen, load_model, load_scored
     from .reader import Checkpoint, open_checkpoint
     from .writer import save_checkpoint
 
@@ -22,6 +22,7 @@ _HOME = {
     "load_dense": "load",
     "load_frozen": "load",
     "load_model": "load",
+    "load_scored": "load",
     "open_checkpoint": "reader",
     "read_adapter": "adapter",
     "resolve": "hub",
@@ -37,6 +38,7 @@ __all__ = [
     "load_dense",
     "load_frozen",
     "load_model",
+    "load_scored",
     "open_checkpoint",
     "read_adapter",
     "resolve",

@@ -1,5 +1,6 @@
 """A checkpoint becomes a model: plain parameters, or matrices packed for the kernels. Knows no cache and no request."""
 
+import dataclasses
 import time
 from typing import Literal, get_args
 
@@ -18,9 +19,10 @@ from kiloq.quant.nf4 import Nf4Weight, block_for, quantize_nf4
 from kiloq.quant.pack import stack
 
 from .merge import AnyWeights, weights_of
+from .names import SCORE
 from .packed_file import packed_file
 from .reader import Checkpoint
-from .weights import DTYPES, empty_model
+from .weights import DTYPES, Weights, empty_model
 
 Quantization = Literal["int8", "int4"]
 FrozenKind = Literal["auto", "int8", "int4", "nf4"]
@@ -125,6 +127,20 @@ def _round(matrix: Tensor, kind: FrozenKind) -> QuantWeight | Nf4Weight:
     if kind == "nf4" and block_for(matrix.shape[1]):
         return quantize_nf4(matrix)
     return round_rows(matrix, "int4" if kind == "int4" else "int8")
+
+
+def load_scored(
+    checkpoint: Checkpoint, *, dtype: str | torch.dtype = "auto", device: str | torch.device = "cpu"
+) -> tuple[Transformer, Tensor]:
+    """A reward model: the network, whose own head is of no use, and the row that scores a hidden state, [1, hidden]."""
+    config = dataclasses.replace(checkpoint.config, tie_embeddings=True)  # so it needs no head
+    weights = Weights(checkpoint.folder, config, checkpoint.quantization, scored=True)
+    target = target_dtype(dtype, weights)
+    model = empty_model(config)
+    state = {name: weights.read(name, dtype=target, device=device) for name in weights.shapes}
+    score = state.pop(SCORE)
+    model.load_state_dict(state, assign=True)
+    return model.eval().requires_grad_(False), score
 
 
 def _dense(weights: AnyWeights, dtype: torch.dtype, device: str | torch.device) -> Transformer:

@@ -21,6 +21,9 @@ class Part:
 _QKV = ("q", "k", "v")
 _GATE_UP = ("gate", "up")
 
+SCORE = "score.weight"
+"""The row by which a reward model turns a hidden state into a number; transformers' name for it."""
+
 # Per family: name in our model -> names on disk, one for each block of rows. `{i}` is the layer.
 _Table = dict[str, tuple[str, ...]]
 
@@ -36,6 +39,7 @@ _QWEN1: _Table = {
     "blocks.{i}.mlp.down.weight": ("transformer.h.{i}.mlp.c_proj.weight",),
     "norm.weight": ("transformer.ln_f.weight",),
     "head.weight": ("lm_head.weight",),
+    SCORE: (SCORE,),
 }
 
 # Qwen 1.5, 2, 2.5 and 3 share one naming; a generation uses the lines that its model has.
@@ -52,6 +56,7 @@ _QWEN2: _Table = {
     "blocks.{i}.mlp.down.weight": ("model.layers.{i}.mlp.down_proj.weight",),
     "norm.weight": ("model.norm.weight",),
     "head.weight": ("lm_head.weight",),
+    SCORE: (SCORE,),
 }
 
 _TABLES: dict[Family, _Table] = {"qwen": _QWEN1, "qwen2": _QWEN2, "qwen3": _QWEN2}

@@ -17,7 +17,7 @@ from kiloq.quant.grid import Scheme, rtn
 from kiloq.quant.pack import Codes, as_stored, dequantize, for_kernels, stack
 
 from .files import StoredTensor, find_tensors, read_tensor
-from .names import Part, is_harmless, layer_of, parts
+from .names import SCORE, Part, is_harmless, layer_of, parts
 from .quantized import check, is_quantized, read_codes, stem_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -26,12 +26,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Weights:
     """Our parameters of one checkpoint folder; each is read when it is asked for, and not kept."""
 
-    def __init__(self, folder: Path, config: ModelConfig, scheme: FileQuantization | None = None) -> None:
+    def __init__(
+        self, folder: Path, config: ModelConfig, scheme: FileQuantization | None = None, *, scored: bool = False
+    ) -> None:
         self.folder = folder
         self.config = config
         self.scheme = scheme
         self.stored = find_tensors(folder)
-        self.shapes = parameter_shapes(empty_model(config))
+        self.shapes = parameter_shapes(empty_model(config)) | ({SCORE: (1, config.hidden_size)} if scored else {})
         wanted = list(parts(config, self.shapes))
         self._parts: dict[str, list[Part]] = {name: [] for name in self.shapes}
         for part in wanted:
@@ -160,6 +162,8 @@ def _check(weights: Weights, wanted: Sequence[Part]) -> frozenset[Part]:
 
 def _explain_missing(name: str, config: ModelConfig, stored: Mapping[str, StoredTensor]) -> str:
     layers = 1 + max((layer for tensor in stored if (layer := layer_of(tensor)) is not None), default=-1)
+    if name == SCORE:
+        return f"there is no {SCORE}, so this is no reward model; make one of it with kiloq train reward."
     if name == "lm_head.weight":
         return (
             "config.json says tie_word_embeddings is false, but no weight file has lm_head.weight. Set it to true if "
@@ -175,6 +179,8 @@ def _explain_missing(name: str, config: ModelConfig, stored: Mapping[str, Stored
 
 
 def _explain_unknown(names: Sequence[str], config: ModelConfig) -> str:
+    if SCORE in names:
+        return f"there is a {SCORE}: this is a reward model, which scores answers and writes none."
     beyond = [name for name in names if (layer_of(name) or 0) >= config.num_layers]
     if beyond:
         return f"config.json gives the model {config.num_layers} layers, but there is a tensor {beyond[0]}."

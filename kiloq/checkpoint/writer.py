@@ -21,7 +21,7 @@ from kiloq.tokenizer.vocabulary import END_OF_TEXT, IM_END
 from .fast_tokenizer import chatml_template, write_fast_tokenizer
 from .files import write_json
 from .generation import GenerationDefaults
-from .names import Part, parts
+from .names import SCORE, Part, parts
 from .weights import empty_model, parameter_shapes
 
 
@@ -36,9 +36,10 @@ def save_checkpoint(
 ) -> None:
     """Write a new folder in the layout of `config.family`; it appears under its name only when it is complete.
 
-    `model_state` is a Transformer's state_dict; its dtype is what is written.
+    `model_state` is a Transformer's state_dict; its dtype is what is written. With a "score.weight" in it the folder is
+    a reward model's, which transformers opens as ...ForSequenceClassification.
     """
-    shapes = parameter_shapes(empty_model(config))
+    shapes = _shapes(config, scored=SCORE in model_state)
     found = {name: tuple(tensor.shape) for name, tensor in model_state.items()}
     wrong = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
     if wrong:
@@ -54,6 +55,7 @@ def save_checkpoint(
         tokenizer=tokenizer,
         generation=generation,
         max_shard_bytes=max_shard_bytes,
+        scored=SCORE in model_state,
     )
 
 
@@ -66,15 +68,31 @@ def save_streamed(
     tokenizer: Tokenizer,
     generation: GenerationDefaults,
     max_shard_bytes: int = 2_000_000_000,
+    scored: bool = False,
 ) -> None:
     """The same of parameters that are read one by one, all of them in `dtype`: no more than a file of them is held."""
     config = dataclasses.replace(config, dtype=str(dtype).removeprefix("torch."))
-    wanted = list(parts(config, parameter_shapes(empty_model(config))))
+    wanted = list(parts(config, _shapes(config, scored=scored)))
     with new_folder(Path(folder)) as unfinished:
-        write_json(unfinished / "config.json", config.to_hf())
+        kind = _reward_fields(config, tokenizer) if scored else {}
+        write_json(unfinished / "config.json", config.to_hf() | kind)
         write_json(unfinished / "generation_config.json", generation.to_json(config.family, tokenizer))
         _write_tokenizer(unfinished, tokenizer, config, generation)
         _write_weights(unfinished, read, _split(wanted, dtype, max_shard_bytes))
+
+
+def _shapes(config: ModelConfig, *, scored: bool) -> dict[str, tuple[int, ...]]:
+    return parameter_shapes(empty_model(config)) | ({SCORE: (1, config.hidden_size)} if scored else {})
+
+
+def _reward_fields(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, object]:
+    """Of a config.json. Transformers looks for the last token that is no padding, so that must not end an answer."""
+    name = "QWen" if config.family == "qwen" else config.family.capitalize()
+    return {
+        "architectures": [f"{name}ForSequenceClassification"],
+        "num_labels": 1,
+        "pad_token_id": tokenizer.end_of_text_id,
+    }
 
 
 @contextmanager

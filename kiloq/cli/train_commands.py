@@ -99,6 +99,17 @@ def grpo(recipe: Path, /, *, options: RunOptions = RunOptions()) -> None:  # fro
     _say_outcome(grpo(config), trained_folder(config))
 
 
+@app.command(help_prologue="Example: `kiloq train reward recipes/align/reward.toml -o runs/judge`")
+def reward(recipe: Path, /, *, options: RunOptions = RunOptions()) -> None:  # frozen
+    """Learn to score answers from pairs of which one is better. The same command goes on after a stop."""
+    from kiloq.train.network import trained_folder
+    from kiloq.train.recipe import load_recipe
+    from kiloq.train.reward import RewardConfig, reward
+
+    config = load_recipe(RewardConfig, recipe, options.settings())
+    _say_outcome(reward(config), trained_folder(config))
+
+
 @app.command(help_prologue="Example: `kiloq train dpo recipes/align/dpo.toml --set beta=0.3`")
 def dpo(recipe: Path, /, *, options: RunOptions = RunOptions()) -> None:  # frozen
     """Learn from answers that people prefer (DPO, IPO or KTO). The same command goes on after a stop."""

@@ -152,6 +152,12 @@ def held_out_batches(folders: Sequence[TokenFolder], *, seq_len: int, tokens: in
         yield stream.next_batch()
 
 
+def piece_of_tokens(batch: Batch) -> Tensor:
+    """The piece that each token lies in, [T]."""
+    lengths = torch.tensor(batch.pieces).diff()
+    return torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+
+
 def flat(parts: Sequence[npt.NDArray[np.integer[Any]]]) -> Tensor:
     """Arrays end to end as one tensor, [T] int64."""
     return torch.from_numpy(np.concatenate(parts).astype(np.int64, copy=False))

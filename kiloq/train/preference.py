@@ -16,7 +16,7 @@ from . import pair_losses
 from .adapters import AdapterConfig
 from .comparisons import Compared, PackedPairs, PairBatch, read_compared, read_labelled
 from .contract import check_contract, check_saved
-from .data import Batch
+from .data import Batch, piece_of_tokens
 from .forward import Forward, Runtime, head_of
 from .losses import token_log_probs
 from .network import read_network, write_network
@@ -158,12 +158,6 @@ def sums_of_pieces(forward: Forward, batch: Batch) -> Tensor:
     tokens = token_log_probs(hidden, head_of(forward.model), batch.targets.to(hidden.device))
     piece = piece_of_tokens(batch).to(hidden.device)
     return torch.zeros(len(batch.pieces) - 1, device=hidden.device).index_add(0, piece, tokens)
-
-
-def piece_of_tokens(batch: Batch) -> Tensor:
-    """The piece that each token lies in, [T]."""
-    lengths = torch.tensor(batch.pieces).diff()
-    return torch.repeat_interleave(torch.arange(len(lengths)), lengths)
 
 
 def _paired(ratios: Tensor, lengths: Tensor, config: PreferenceConfig) -> tuple[Tensor, dict[str, Tensor]]:
