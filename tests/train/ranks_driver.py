@@ -4,12 +4,15 @@ ranks_driver.py OUT JOB...: each JOB is "NAME key=value ...", run one after the 
 """
 
 import os
+import shutil
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.distributed.checkpoint import FileSystemWriter
 
 from kiloq.model import ModelConfig, RopeConfig, Transformer
 from kiloq.train import state
@@ -51,14 +54,13 @@ def train(out: Path, name: str, options: dict[str, str]) -> None:
         compile=options.get("compile", "off"),
         checkpointing=options.get("recompute", "none"),
         log_every=1,
-        save_every=int(options.get("save_every", 3)),
+        save_every=2,
         eval_every=4,
         report=(),
     )
-    steps = int(options.get("steps", 6))
     config = TrainConfig(
         batch=BatchConfig(seq_len=16, tokens=32, accumulate=4),
-        optim=OptimConfig(lr=1e-2, steps=steps, warmup_steps=2),
+        optim=OptimConfig(lr=1e-2, steps=6, warmup_steps=2),
         loop=loop,
     )
     chosen = {"kind": options.get("kind", "auto"), "tensor": int(options.get("tensor", 1))}
@@ -76,8 +78,11 @@ def train(out: Path, name: str, options: dict[str, str]) -> None:
     if "die" in options:
         die(options["die"], rank=int(options.get("rank", 0)))
     if "nan" in options and os.environ["RANK"] == "1":
-        spoil(trainer)
-    trainer.run()
+        before(trainer, step=2, do=lambda: [p.data.fill_(torch.nan) for p in model.parameters()])
+    if "stop" in options and os.environ.get("RANK", "1") == "1":
+        before(trainer, step=int(options["stop"]) - 1, do=lambda: signal.raise_signal(signal.SIGTERM))
+    if trainer.run() == "paused":
+        return
     if parallel.gather(model):
         torch.save({n: p.detach() for n, p in model.named_parameters()}, folder / "trained.pt")
 
@@ -86,30 +91,30 @@ def die(moment: str, *, rank: int) -> None:
     """Kill this process, as kill -9 would, at a moment of the second save: before, amid and after its files."""
     if int(os.environ.get("RANK", "0")) != rank:
         return
-    owner, attribute = {
-        "begun": (state, "_parts"),
-        "amid": (torch.distributed.checkpoint.FileSystemWriter, "finish"),
-        "written": (Path, "rename"),
-        "renamed": (state.shutil, "rmtree"),
+    owner, attribute, fatal_call = {
+        "begun": (state, "_parts", 2),
+        "amid": (FileSystemWriter, "finish", 2),  # of the data, before their index
+        "written": (Path, "rename", 4),  # a save renames its index, then its folder
+        "renamed": (shutil, "rmtree", 3),  # of the state before
     }[moment]
     original, calls = getattr(owner, attribute), [0]
 
     def fatal(*args: object, **kwargs: object) -> object:
         calls[0] += 1
-        if calls[0] == (4 if moment == "renamed" else 2):
+        if calls[0] == fatal_call:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*args, **kwargs)
 
     setattr(owner, attribute, fatal)
 
 
-def spoil(trainer: Trainer) -> None:
-    following = trainer.batches.next_batch
+def before(trainer: Trainer, *, step: int, do: Callable[[], object]) -> None:
+    """Do it once, when the batches after `step` steps are asked for."""
+    following, left = trainer.batches.next_batch, [do]
 
     def next_batch() -> object:
-        if trainer.progress.step == 2:
-            for parameter in trainer.module.parameters():
-                parameter.data.fill_(torch.nan)
+        if trainer.progress.step == step and left:
+            left.pop()()
         return following()
 
     trainer.batches.next_batch = next_batch

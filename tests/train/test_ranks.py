@@ -1,0 +1,157 @@
+"""Two processes over gloo train what one trains, and go on from each other's states."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kiloq.train.data import write_tokens
+from kiloq.train.parallel import Alone, join
+from kiloq.train.pieces import part
+from kiloq.train.settings import ParallelConfig
+from kiloq.train.state import newest_state
+
+DRIVER = Path(__file__).with_name("ranks_driver.py")
+
+
+def corpus(out: Path) -> Path:
+    random = np.random.default_rng(0)
+    write_tokens(out / "corpus", [random.integers(0, 64, n).tolist() for n in (40, 9, 70, 25, 13, 50, 33)], 64)
+    return out
+
+
+def torchrun(out: Path, *jobs: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(DRIVER)]
+    roots = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": roots}
+    return subprocess.run(
+        [*command, str(out), *jobs], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def alone() -> Callable[..., None]:
+    """A job of the driver in this process."""
+    spec = importlib.util.spec_from_file_location("ranks_driver", DRIVER)
+    assert spec is not None
+    assert spec.loader is not None
+    driver = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(driver)
+
+    def run(out: Path, name: str, **options: str) -> None:
+        driver.train(out, name, options)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, alone: Callable[..., None]) -> Path:
+    """Runs of one process and of two, all of the two in one session of torchrun."""
+    out = corpus(tmp_path_factory.mktemp("ranks"))
+    alone(out, "one")
+    alone(out, "one_tied", tied="1")
+    alone(out, "grown", stop="3")
+    assert newest_state(out / "grown") is not None
+    jobs = [
+        "ddp kind=ddp",
+        "tied kind=fsdp tied=1",
+        "fsdp kind=fsdp recompute=full",
+        "micro kind=fsdp sync=micro",
+        "ddp_paused kind=ddp stop=3",
+        "ddp_paused kind=ddp",
+        "paused kind=fsdp recompute=full stop=3",
+        "paused kind=fsdp recompute=full",
+        "shrunk kind=fsdp stop=3",
+        "grown kind=fsdp",
+    ]
+    done = torchrun(out, *jobs)
+    assert done.returncode == 0, done.stderr[-3000:]
+    alone(out, "shrunk")
+    return out
+
+
+def log(run: Path) -> dict[tuple[int, str], float]:
+    lines = map(json.loads, (run / "log.jsonl").read_text(encoding="utf-8").splitlines())
+    return {(line["step"], k): line[k] for line in lines for k in ("loss", "grad_norm", "eval/same") if k in line}
+
+
+def trained(run: Path) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = torch.load(run / "trained.pt", weights_only=True)
+    return weights
+
+
+@pytest.mark.parametrize(("name", "alike"), [("ddp", "one"), ("tied", "one_tied"), ("fsdp", "one"), ("micro", "one")])
+def test_two_processes_learn_what_one_learns(runs: Path, name: str, alike: str) -> None:
+    assert log(runs / name) == pytest.approx(log(runs / alike), abs=1e-5)
+    found, wanted = trained(runs / name), trained(runs / alike)
+    assert found.keys() == wanted.keys()
+    for key, tensor in wanted.items():
+        torch.testing.assert_close(found[key], tensor, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "straight"), [("paused", "fsdp"), ("ddp_paused", "ddp")])
+def test_what_stops_one_process_stops_all_and_they_go_on_exactly(runs: Path, name: str, straight: str) -> None:
+    assert log(runs / name) == log(runs / straight)
+    found, wanted = trained(runs / name), trained(runs / straight)
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+@pytest.mark.parametrize("name", ["grown", "shrunk"])
+def test_another_number_of_processes_goes_on(runs: Path, name: str) -> None:
+    assert log(runs / name) == pytest.approx(log(runs / "one"), abs=1e-5)
+    for key, tensor in trained(runs / "one").items():
+        torch.testing.assert_close(trained(runs / name)[key], tensor, rtol=0, atol=1e-5)
+
+
+def test_each_process_writes_its_own_part(runs: Path) -> None:
+    state = newest_state(runs / "fsdp")
+    assert state is not None
+    assert sorted(path.name for path in state.glob("*.distcp")) == ["__0_0.distcp", "__1_0.distcp"]
+    assert [path.name for path in state.parent.iterdir()] == [state.name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("moment", "rank"), [("begun", 1), ("amid", 0), ("written", 0), ("renamed", 0)])
+def test_a_kill_while_a_state_is_written_leaves_a_whole_one(runs: Path, tmp_path: Path, moment: str, rank: int) -> None:
+    out = corpus(tmp_path)
+    killed = torchrun(out, f"run kind=fsdp recompute=full die={moment} rank={rank}")
+    assert killed.returncode != 0
+    state = newest_state(out / "run")
+    assert state is not None
+    assert state.name == ("step-000000004" if moment == "renamed" else "step-000000002")
+    resumed = torchrun(out, "run kind=fsdp recompute=full")
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert log(out / "run") == log(runs / "fsdp")
+    assert all(torch.equal(trained(out / "run")[key], tensor) for key, tensor in trained(runs / "fsdp").items())
+
+
+@pytest.mark.slow
+def test_a_number_that_is_none_in_one_process_stops_all(tmp_path: Path) -> None:
+    failed = torchrun(corpus(tmp_path), "run kind=ddp nan=1")
+    assert failed.returncode != 0
+    assert failed.stderr.count("NumericsError: step 3: loss is nan") == 2
+
+
+def test_without_torchrun_a_run_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert join(ParallelConfig(kind="fsdp"), "cpu") == Alone()
+
+
+@pytest.mark.parametrize("rows", [(0, 3), (3, 8), (5, 5), (0, 8)])
+def test_rectangles_say_where_the_local_values_come_from(rows: tuple[int, int]) -> None:
+    whole = torch.arange(48.0).view(12, 4)
+    ranges = [(2, 6), (8, 10), (10, 12)]  # what one of several processes has of a fused matrix
+    local = torch.cat([whole[a:b] for a, b in ranges])[slice(*rows)]
+    rebuilt = torch.full_like(local, torch.nan)
+    for one in part(whole.shape, ranges=ranges, rows=rows).rectangles:
+        (h, w), (y, x), (n, m) = one.here, one.there, one.sizes
+        rebuilt[h : h + n, w : w + m] = whole[y : y + n, x : x + m]
+    assert torch.equal(rebuilt, local)
