@@ -104,7 +104,8 @@ class TrainedLinear(nn.Module):
         scales = [one.scale / share for one in self.slices]
         if self.magnitude is None:
             return _add(out, mixed, self.slices, scales, ups)
-        bias, lengths = self.bias, self._row_scales(self.magnitude).to(out.dtype)
+        lengths = self._row_scales(self.magnitude).to(out.dtype)
+        bias = None if self.bias is None else self.bias.to(out.dtype)
         whole = _add(out if bias is None else out - bias, mixed, self.slices, scales, ups) * lengths
         return whole if bias is None else whole + bias
 

@@ -19,6 +19,8 @@ from kiloq.engine import Engine, EngineConfig, SamplingParams
 from kiloq.errors import CheckpointError, ConfigError
 from kiloq.model import ModelConfig, RopeConfig, Transformer
 from kiloq.model.trained_lora import Slice, TrainedLinear, as_adapter, frozen_alone
+from kiloq.quant.frozen import FrozenLinear
+from kiloq.quant.nf4 import quantize_nf4
 from kiloq.tokenizer import Tokenizer
 from kiloq.train.adapters import AdapterConfig, attach, counts, describe, export, stored, targeted
 from kiloq.train.data import Batch
@@ -402,3 +404,21 @@ def test_dropout_zeroes_its_share_and_keeps_the_mean() -> None:
     torch.manual_seed(3)
     assert torch.equal(layer(torch.ones(400, 512)), out)
     assert torch.equal(layer.eval()(torch.ones(400, 512)), torch.ones(400, 512))
+
+
+def test_dora_beside_codes_whose_bias_is_fp32_computes_in_bf16() -> None:
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(48, 64), torch.randn(48), torch.randn(5, 64)
+    frozen = FrozenLinear(quantize_nf4(weight), bias)
+    layer = TrainedLinear(frozen, [Slice(start=16, rows=32, rank=4, scale=2.0)], (48, 64), dora=True)
+    with torch.no_grad():
+        layer.down.normal_()
+        layer.ups[0].normal_()
+    dense = frozen.dense()
+    dense[16:] += 2 * layer.ups[0] @ layer.down
+    assert layer.magnitude is not None
+    dense[16:] *= (layer.magnitude / dense[16:].norm(dim=1))[:, None]
+    torch.testing.assert_close(layer(x), x @ dense.t() + bias, rtol=1e-4, atol=1e-4)
+    rounded = layer(x.bfloat16())
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded.float(), layer(x), rtol=0.02, atol=0.5)
