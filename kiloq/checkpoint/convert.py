@@ -24,7 +24,8 @@ def convert_checkpoint(checkpoint: Checkpoint, folder: Path, *, family: Family, 
     config = in_layout(checkpoint.config, family)
     generation = checkpoint.generation
     weights = weights_of(checkpoint)
-    weights.check_tied_head(weights.read("embed.weight", dtype=weights.dtype))
+    if weights.config.tie_embeddings:
+        weights.check_tied_head(weights.read("embed.weight", dtype=weights.dtype))
     target = target_dtype(dtype, weights)
     save_streamed(
         folder,
