@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from kiloq.errors import ConfigError
-from kiloq.model import Transformer
 
 from .data import Batch
 from .experience import Experience, Judges, Rounds, Trace, answer_rows, log_probs
@@ -20,6 +19,7 @@ from .grpo import clipped_gain
 from .network import read_network
 from .objective import Loss, Objective
 from .reinforce import Cast, ReinforceConfig, assemble, forward_of, loss_of, run, runtime_of, share_of
+from .reward import RewardModel, load_reward_model
 from .rewards import Reward
 from .sft import ChatSource, text_stream
 from .trainer import Outcome
@@ -58,21 +58,10 @@ class PpoConfig(ReinforceConfig):
             )
 
 
-class ValueNet(nn.Module):
-    """What a token's future is worth: a network of the policy's shape, and one number read off its hidden states."""
-
-    def __init__(self, model: Transformer) -> None:
-        super().__init__()
-        self.model = model
-        self.head = nn.Linear(model.config.hidden_size, 1, device=model.norm.weight.device)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-
-
 def ppo(config: PpoConfig, *, reward: Reward | None = None) -> Outcome:
     """Train `config.model` on its own answers. `reward`, from Python, replaces the recipe's checks."""
     cast = assemble(config, reward)
-    value = ValueNet(read_network(config, cast.checkpoint, runtime_of(config))[0])
+    value = _value_network(config, cast)
     critic = Critic(value, forward_of(value.model, config))
     text = None
     if config.text and config.text_weight:
@@ -101,13 +90,13 @@ def ppo(config: PpoConfig, *, reward: Reward | None = None) -> Outcome:
 class Critic:
     """The value network as it goes over packed answers."""
 
-    net: ValueNet
+    net: RewardModel
     forward: Forward
 
     def __call__(self, batch: Batch) -> Tensor:
         """What is to come before each of the batch's N trained tokens, [N] fp32."""
         hidden, _ = answer_rows(self.forward, batch)
-        values: Tensor = self.net.head(hidden).squeeze(1)
+        values: Tensor = self.net(hidden)
         return values
 
 
@@ -200,3 +189,12 @@ def value_errors(values: Tensor, old: Tensor, returns: Tensor, clip: float) -> T
     """Half the squared error, the worse of a value and of what is within `clip` of where it was."""
     held = old + (values - old).clamp(-clip, clip)
     return 0.5 * torch.maximum((values - returns) ** 2, (held - returns) ** 2)
+
+
+def _value_network(config: PpoConfig, cast: Cast) -> RewardModel:
+    """Begins as the reward model, else as the policy with a row of zeros: what is to come is worth nothing yet."""
+    if config.reward_model is not None and config.adapter is None:
+        device = cast.policy.runtime.device
+        return load_reward_model(config.reward_model, device=device).reward.requires_grad_(True)
+    model, _ = read_network(config, cast.checkpoint, runtime_of(config))
+    return RewardModel(model).to(cast.policy.runtime.device)

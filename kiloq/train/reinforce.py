@@ -25,7 +25,8 @@ from .network import read_network, write_network
 from .objective import Loss, Objective, Watch
 from .optim import OptimConfig, with_steps
 from .recipe import to_toml
-from .rewards import Reward, RewardConfig, combined
+from .reward import load_reward_model
+from .rewards import Attempt, Reward, RewardConfig, combined
 from .rollouts import Player, Prompt, RolloutConfig, read_prompts
 from .run_folder import claim_folder
 from .settings import BatchConfig, LoopConfig, TrainConfig
@@ -46,8 +47,9 @@ class PromptSource:
 @dataclass(frozen=True, kw_only=True)
 class ReinforceConfig:
     """A whole run. Prompts of `held` are answered greedily and scored; of `held_text` the loss is watched, which shows
-    what of its language the model loses. `kl` holds the policy to where it began; 0 keeps no reference. An adapter's
-    dropout is off: the ratio of a token's probabilities before and after a step would compare different networks.
+    what of its language the model loses. The score of a `reward_model` is added to what the checks give. `kl` holds the
+    policy to where it began; 0 keeps no reference. An adapter's dropout is off: the ratio of a token's probabilities
+    before and after a step would compare different networks.
     """
 
     out: str
@@ -57,6 +59,7 @@ class ReinforceConfig:
     held: tuple[HeldOut, ...] = ()
     held_text: tuple[HeldOut, ...] = ()
     reward: tuple[RewardConfig, ...] = ()
+    reward_model: str | None = None
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     kl: float = 0.04
     adapter: AdapterConfig | None = None
@@ -89,7 +92,7 @@ class Cast:
 def assemble(config: ReinforceConfig, reward: Reward | None) -> Cast:
     """Read prompts and networks; `reward` stands in for the recipe's checks."""
     checkpoint = open_checkpoint(config.model)
-    reward = reward or combined(config.reward)
+    reward = reward or _reward(config, checkpoint)
     prompts = [prompt for source in config.data for prompt in _prompts(config, checkpoint, source.path)]
     model, trained = read_network(config, checkpoint, runtime_of(config))
     policy = forward_of(model, config)
@@ -198,6 +201,25 @@ def _any_loss(objective: Callable[[Experience], Loss], policy: Forward, batch: L
         return Loss(policy.cross_entropy(batch))
     sums = {name: torch.tensor(value * batch.count, dtype=torch.float64) for name, value in batch.facts.items()}
     return Loss(-sums["reward"], sums)  # lower is better, as with any loss
+
+
+def _reward(config: ReinforceConfig, checkpoint: Checkpoint) -> Reward:
+    """What the recipe's checks and reward model give together."""
+    if config.reward_model is None:
+        return combined(config.reward)
+    judge = load_reward_model(config.reward_model, device=runtime_of(config).device)
+    if judge.checkpoint.tokenizer.size != checkpoint.tokenizer.size:
+        raise ConfigError(
+            f"reward_model {config.reward_model} has {judge.checkpoint.tokenizer.size:,} tokens and {config.model} "
+            f"{checkpoint.tokenizer.size:,}; it reads the policy's own tokens, so the two must share a vocabulary."
+        )
+    checks = combined(config.reward) if config.reward else None
+
+    def reward(attempts: Sequence[Attempt]) -> list[float]:
+        scores = judge.score_ids([attempt.ids for attempt in attempts])
+        return scores if checks is None else [a + b for a, b in zip(scores, checks(attempts), strict=True)]
+
+    return reward
 
 
 def _reference(config: ReinforceConfig, checkpoint: Checkpoint, policy: Forward) -> PerToken | None:

@@ -14,13 +14,16 @@ import pytest
 import torch
 from torch import nn
 
+from kiloq.checkpoint import load_dense, open_checkpoint, save_checkpoint
+from kiloq.checkpoint.names import SCORE
 from kiloq.errors import ConfigError
 from kiloq.train.adapters import AdapterConfig
 from kiloq.train.experience import Judges, Rounds, Trace, log_probs
 from kiloq.train.optim import OptimConfig, make_optimizer, set_learning_rate
-from kiloq.train.ppo import Critic, Gae, PpoConfig, ValueNet, advantages, ppo, ppo_objective, value_errors
+from kiloq.train.ppo import Critic, Gae, PpoConfig, advantages, ppo, ppo_objective, value_errors
 from kiloq.train.recipe import to_toml
 from kiloq.train.reinforce import Cast, PromptSource, assemble, forward_of
+from kiloq.train.reward import RewardModel, load_reward_model
 from kiloq.train.rewards import Attempt, RewardConfig
 from kiloq.train.sft import ChatSource
 
@@ -42,12 +45,16 @@ def log_of(config: PpoConfig) -> list[dict[str, Any]]:
 
 def stage(config: PpoConfig) -> tuple[Cast, Critic, Rounds]:
     cast = assemble(config, vowels)
-    value = ValueNet(assemble(config, vowels).policy.model)
+    value = RewardModel(assemble(config, vowels).policy.model)
     critic = Critic(value, forward_of(value.model, config))
+    return cast, critic, rounds_of(config, cast, critic)
+
+
+def rounds_of(config: PpoConfig, cast: Cast, critic: Critic) -> Rounds:
     judges = Judges(cast.reward, cast.policy, cast.reference, critic)
     gae = Gae(kl=config.kl, gamma=config.gamma, lam=config.lam)
     warmup = config.value_warmup
-    return cast, critic, Rounds(cast.prompts, cast.player, judges, gae, config.rollout, seed=0, warmup=warmup)
+    return Rounds(cast.prompts, cast.player, judges, gae, config.rollout, seed=0, warmup=warmup)
 
 
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.5), (1.0, 1.0), (1.0, 0.0)])
@@ -101,7 +108,7 @@ def test_values_are_held_near_where_they_were() -> None:
 def test_the_loss_is_written_out_as_loops(config: PpoConfig) -> None:
     config = replace(config, value_warmup=0)
     cast, critic, rounds = stage(config)
-    nn.init.normal_(critic.net.head.weight, generator=torch.Generator().manual_seed(0))
+    nn.init.normal_(critic.net.score.weight, generator=torch.Generator().manual_seed(0))
     batch = rounds.next_batch()
     noise = torch.randn(3, len(batch.old), generator=torch.Generator().manual_seed(1)) * 0.3
     batch = replace(batch, old=batch.old + noise[0], values=batch.values + noise[1])
@@ -176,6 +183,33 @@ def test_a_killed_run_goes_on_as_if_it_had_not(config: PpoConfig, tmp_path: Path
         return [tuple(line[x] for x in ("step", "loss", "reward", "kl")) for line in log_of(config) if "loss" in line]
 
     assert told(killed) == told(whole)
+
+
+def test_a_reward_model_judges_and_begins_the_value_network(config: PpoConfig, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(config.model)
+    model = load_dense(checkpoint, dtype=torch.float32)
+    score = torch.randn(1, 32, generator=torch.Generator().manual_seed(0))
+    save_checkpoint(
+        tmp_path / "judge",
+        model_state={**model.state_dict(), SCORE: score},
+        config=model.config,
+        tokenizer=checkpoint.tokenizer,
+        generation=checkpoint.generation,
+    )
+    config = replace(config, reward=(), reward_model=str(tmp_path / "judge"), kl=0.0, value_warmup=0)
+    config = replace(config, optim=replace(config.optim, steps=1))
+    assert ppo(config) == "finished"
+    judge = load_reward_model(tmp_path / "judge")
+    cast = assemble(config, None)
+    critic = Critic(judge.reward, forward_of(judge.reward.model, config))
+    rounds = rounds_of(config, cast, critic)
+    rounds.next_batch()
+    for trace in rounds.traces:
+        # One scores the last token, the other what is to come before each: the network reads the same tokens.
+        assert trace.reward == pytest.approx(judge.score_ids([trace.ids.tolist()])[0], abs=1e-4)
+        if trace.length > 1:
+            before = judge.score_ids([trace.ids[:-1].tolist()])[0]
+            assert float(trace.values[-1]) == pytest.approx(before, abs=1e-4)
 
 
 def test_an_adapter_learns_without_dropout(config: PpoConfig) -> None:
