@@ -48,6 +48,8 @@ SHAPES: dict[str, dict[str, object]] = {
     "qwen-1.8b": _qwen1(151_936, 2048, 24, 5504),
     "qwen-7b": _qwen1(151_936, 4096, 32, 11_008),
     "qwen-14b": _qwen1(152_064, 5120, 40, 13_696, 2048),
+    # Not published: small enough to train on any machine, with the vocabulary of the large ones.
+    "qwen2.5-0.1b": _later("qwen2", 512, 12, (8, 2, 64), 1408, True),
     "qwen2.5-0.5b": _later("qwen2", 896, 24, (14, 2, 64), 4864, True),
     "qwen2.5-1.5b": _later("qwen2", 1536, 28, (12, 2, 128), 8960, True),
     "qwen2.5-3b": _later("qwen2", 2048, 36, (16, 2, 128), 11_008, True),
