@@ -72,11 +72,16 @@ def attach(
     start = None if config.start is None else read_stored_adapter(config.start, model.config)
     model.requires_grad_(False)
     if start is None:
-        put_layers(model, _new_layers(model, config, seed))
-        _open_tables(model, _wanted_tokens(checkpoint, config, is_chat=is_chat), config)
+        attach_new(model, config, token_ids=_wanted_tokens(checkpoint, config, is_chat=is_chat), seed=seed)
     else:
         put_layers(model, _layers_of(model, start, config.dropout))
         _fill_tables(model, start)
+
+
+def attach_new(model: Transformer, config: AdapterConfig, *, token_ids: Sequence[int] = (), seed: int = 0) -> None:
+    """Put into a frozen model updates that change nothing yet, and the rows of these tokens."""
+    put_layers(model, _new_layers(model, config, seed))
+    _open_tables(model, token_ids, config)
 
 
 def counts(model: Transformer) -> tuple[int, int]:

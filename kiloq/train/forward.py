@@ -48,7 +48,8 @@ class Forward:
     def __init__(
         self, model: Transformer, runtime: Runtime, *, seq_len: int, checkpointing: Recompute = "none"
     ) -> None:
-        self.model = model.to(runtime.device)
+        is_there = all(one.device == torch.device(runtime.device) for one in (*model.parameters(), *model.buffers()))
+        self.model = model if is_there else model.to(runtime.device)  # tensors of a plan cannot be moved
         self.model.checkpointing = checkpointing
         self.runtime, self.seq_len = runtime, seq_len
         self._hidden = model.__call__

@@ -43,16 +43,22 @@ def token_log_probs(
     for the backward pass (the running softmax of arXiv 1805.02867), which computes the logits again. What is frozen
     costs no gradient.
     """
-    matrix = head if isinstance(head, HeadMatrix) else HeadMatrix(head)
     at = (targets >= 0).nonzero().squeeze(1)
-    columns = columns or _columns(len(at), hidden.device)
-    found: Tensor = _TokenLogProbs.apply(hidden[at], targets[at], columns, *matrix)  # type: ignore[no-untyped-call]
+    columns = columns or columns_at_once(len(at), hidden.device.type)
+    found = trained_log_probs(hidden[at], head, targets[at], columns=columns)
     return torch.zeros(len(targets), device=hidden.device).index_copy(0, at, found)
 
 
-def _columns(tokens: int, device: torch.device) -> int:
+def trained_log_probs(hidden: Tensor, head: Tensor | HeadMatrix, targets: Tensor, *, columns: int) -> Tensor:
+    """`token_log_probs` where every token has a target."""
+    matrix = head if isinstance(head, HeadMatrix) else HeadMatrix(head)
+    found: Tensor = _TokenLogProbs.apply(hidden, targets, columns, *matrix)  # type: ignore[no-untyped-call]
+    return found
+
+
+def columns_at_once(tokens: int, device: str) -> int:
     """Columns whose logits take about 8 MB in fp32, or 256 MB on a GPU, where launches cost more."""
-    values = 2**21 if device.type == "cpu" else 2**26
+    values = 2**21 if device == "cpu" else 2**26
     return max(256, values // max(1, tokens) // 64 * 64)
 
 

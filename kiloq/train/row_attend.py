@@ -31,7 +31,8 @@ class RowAttend:
         self.seq_len, self.block = seq_len, block
         offsets = torch.tensor(pieces, device=device)
         lengths = offsets.diff()
-        piece = torch.repeat_interleave(torch.arange(len(lengths), device=device), lengths).view(-1, seq_len)  # [B, S]
+        numbers = torch.arange(len(lengths), device=device)
+        piece = torch.repeat_interleave(numbers, lengths, output_size=pieces[-1]).view(-1, seq_len)  # [B, S]
         place = torch.arange(seq_len, device=device)
         behind = place[:, None] - place[None, :]  # [S, S]
         same = piece[:, :, None] == piece[:, None, :]  # [B, S, S]
