@@ -11,6 +11,12 @@ from cyclopts import App, Parameter
 from kiloq.cli.options import Model
 
 app = App(name="train", help="Train a model from a recipe; look at training data.")
+app.command(
+    "kiloq.cli.train_plan:plan",
+    name="plan",
+    help="Predict the memory of a recipe before anything is loaded.",
+    help_prologue="Example: `kiloq train plan recipes/finetune/lora.toml -m qwen-7b --device cuda --memory 80`",
+)
 
 Overrides = Annotated[
     tuple[str, ...],

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from kiloq.errors import ConfigError
 
+from .eight_bit import STATE_BYTES, AdamW8bit
 from .muon import MuonAdamW
+from .offload import Offloaded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,11 +21,13 @@ class OptimConfig:
     """AdamW (arXiv 1711.05101) under a warm-up and a cosine that ends at `floor` times the peak.
 
     `steps` 0 means as many as the recipe's `epochs` take. `warmup_ratio`, where it is set, is the share of all steps
-    that warm up. `kind` "muon" moves the matrices that multiply by orthogonalised momentum, at the same rate.
+    that warm up. `kind` "adamw8bit" keeps its averages in 8 bits, a quarter of the memory; "muon" moves the matrices
+    that multiply by orthogonalised momentum, at the same rate. `offload` keeps the state in the CPU's memory: slower,
+    and 8 bytes a trained value less on a GPU.
     """
 
     lr: float
-    kind: Literal["adamw", "muon"] = "adamw"
+    kind: Literal["adamw", "adamw8bit", "muon"] = "adamw"
     steps: int = 0
     warmup_steps: int = 100
     warmup_ratio: float | None = None
@@ -32,6 +36,7 @@ class OptimConfig:
     eps: float = 1e-8
     weight_decay: float = 0.1
     clip: float = 1.0
+    offload: bool = False
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.lr <= 0 or self.clip <= 0:
@@ -41,6 +46,11 @@ class OptimConfig:
             )
         if self.warmup_ratio is not None and not 0 <= self.warmup_ratio < 1:
             raise ConfigError(f"optim.warmup_ratio is {self.warmup_ratio}; it must be from 0 to below 1.")
+
+    @property
+    def state_bytes(self) -> float:
+        """Of the optimiser's memory, for each trained value; Muon keeps less for matrices."""
+        return STATE_BYTES if self.kind == "adamw8bit" else 8.0
 
 
 def with_steps(config: OptimConfig, epochs: float, *, epoch_tokens: int, step_tokens: int) -> OptimConfig:
@@ -55,22 +65,29 @@ def with_steps(config: OptimConfig, epochs: float, *, epoch_tokens: int, step_to
 def make_optimizer(
     model: nn.Module, config: OptimConfig, rates: Mapping[str, float] | None = None
 ) -> torch.optim.Optimizer:
-    """The decay touches only matrices that multiply; embeddings, norms and biases keep their size.
+    """The optimiser of what requires gradients, its state beside it or on the CPU.
 
     What begins with a key of `rates` learns so many times as fast as the rest.
     """
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            # An embedding row moves only when its token occurs; decay would shrink rare tokens to nothing.
-            (decayed if parameter.ndim >= 2 and ".embed." not in f".{name}" else kept).append(parameter)
+    trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    if config.offload:
+        return Offloaded(trained, lambda copies: _optimizer(copies, config, rates))
+    return _optimizer(trained, config, rates)
+
+
+def _optimizer(
+    trained: Mapping[str, nn.Parameter], config: OptimConfig, rates: Mapping[str, float] | None
+) -> torch.optim.Optimizer:
+    """The decay touches only matrices that multiply; embeddings, norms and biases keep their size."""
+    # An embedding row moves only when its token occurs; decay would shrink rare tokens to nothing.
+    decayed = [one for name, one in trained.items() if one.ndim >= 2 and ".embed." not in f".{name}"]
+    kept = [one for name, one in trained.items() if one.ndim < 2 or ".embed." in f".{name}"]
     if config.kind == "muon":
         if rates:
             raise ConfigError("optim.kind muon moves all matrices at one rate, and this run has two; use adamw.")
         # The head is an embedding turned round: its rows are tokens, which AdamW suits.
-        tokens = [p for n, p in model.named_parameters() if n.startswith("head.") and p.requires_grad]
-        matrices = [p for p in decayed if all(p is not token for token in tokens)]
+        tokens = [one for name, one in trained.items() if name.startswith("head.")]
+        matrices = [one for one in decayed if all(one is not token for token in tokens)]
         return MuonAdamW(
             matrices,
             [*kept, *tokens],
@@ -80,13 +97,13 @@ def make_optimizer(
             weight_decay=config.weight_decay,
         )
     groups: list[dict[str, object]] = []
-    faster = {
-        id(p): rate for key, rate in (rates or {}).items() for n, p in model.named_parameters() if n.startswith(key)
-    }
+    faster = {id(p): rate for key, rate in (rates or {}).items() for n, p in trained.items() if n.startswith(key)}
     for rate in dict.fromkeys((1.0, *faster.values())):
         for some, decay in ((decayed, config.weight_decay), (kept, 0.0)):
             params = [p for p in some if faster.get(id(p), 1.0) == rate]
             groups.append({"params": params, "weight_decay": decay, "rate": rate})
+    if config.kind == "adamw8bit":
+        return AdamW8bit(groups, lr=config.lr, betas=config.betas, eps=config.eps)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 

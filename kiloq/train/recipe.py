@@ -16,6 +16,11 @@ Config = TypeVar("Config")
 
 def load_recipe(kind: type[Config], path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a TOML recipe; `overrides` are "a.b=value" strings whose values are TOML, or plain text where that fails."""
+    return parse_config(kind, read_table(path, overrides))
+
+
+def read_table(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A recipe as it is written, before anything is checked."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -24,7 +29,7 @@ def load_recipe(kind: type[Config], path: Path, overrides: Sequence[str] = ()) -
         raise ConfigError(f"recipe {path} is not valid TOML: {error}.") from error
     for override in overrides:
         _apply(table, override)
-    return parse_config(kind, table)
+    return table
 
 
 def parse_config(kind: type[Config], table: Mapping[str, object], where: str = "") -> Config:

@@ -1,0 +1,55 @@
+import dataclasses
+
+import pytest
+import torch
+
+from kiloq.model import ModelConfig, RopeConfig
+from kiloq.train.adapters import AdapterConfig
+from kiloq.train.forward import Runtime
+from kiloq.train.plan import Load, _measure, plan
+
+CONFIG = ModelConfig(
+    family="qwen2",
+    vocab_size=512,
+    hidden_size=64,
+    num_layers=5,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    intermediate_size=160,
+    qkv_bias=True,
+    rope=RopeConfig(rotary_dim=16, original_length=256),
+    windows=(None,) * 5,
+    max_length=256,
+)
+FULL = Load(config=CONFIG, runtime=Runtime("cpu", torch.bfloat16, False), seq_len=64, tokens=256, accumulate=2)
+
+
+def test_weights_gradients_and_state_are_those_of_the_parameters() -> None:
+    parts = plan(FULL).parts
+    assert parts["weights"] == parts["gradients"] == 4 * CONFIG.num_parameters
+    assert parts["optimiser"] == 8 * CONFIG.num_parameters
+
+
+@pytest.mark.parametrize("load", [FULL, dataclasses.replace(FULL, adapter=AdapterConfig(rank=4, embeddings="none"))])
+def test_what_two_networks_of_few_layers_tell_is_true_of_one_with_more(load: Load) -> None:
+    sizes = _measure(load, CONFIG.num_layers)
+    peak = max(sizes[phase] for phase in ("forward", "loss", "blocks", "embedding"))
+    parts = plan(load).parts
+    assert parts["weights"] == sizes["weights"]
+    assert parts["activations"] == pytest.approx(peak - sizes["weights"] - sizes["gradients"], rel=0.02)
+
+
+def test_each_way_to_save_memory_saves_some() -> None:
+    adapter = AdapterConfig(rank=4, embeddings="none")
+    lora = dataclasses.replace(FULL, adapter=adapter)
+    selective, full = (plan(dataclasses.replace(lora, recompute=how)).total for how in ("selective", "full"))
+    codes = plan(dataclasses.replace(lora, adapter=dataclasses.replace(adapter, quantization="int8"))).parts
+    assert plan(FULL).total > plan(lora).total > selective > full
+    assert codes["weights"] < plan(lora).parts["weights"]
+    assert plan(dataclasses.replace(FULL, state_bytes=2.0)).parts["optimiser"] == 2 * CONFIG.num_parameters
+
+
+def test_the_state_can_be_elsewhere_than_on_a_gpu() -> None:
+    away = dataclasses.replace(FULL, runtime=Runtime("cuda", torch.bfloat16, False), state_on_cpu=True)
+    assert plan(away).parts["optimiser"] == 0
