@@ -26,6 +26,7 @@ from .recipe import to_toml
 from .reference import measure_reference
 from .run_folder import claim_folder
 from .samples import Long, Samples
+from .sampling import Answers
 from .settings import BatchConfig, LoopConfig, TrainConfig
 from .sft import AnswerConfig, ChatSource, HeldOut, answering, text_stream
 from .trainer import Outcome, Trainer
@@ -42,6 +43,7 @@ class PreferenceConfig:
     answers for KTO, which wants both together alike. `long` says what becomes of pairs of which an answer is beyond
     batch.seq_len: the oldest rounds of the prompt are left out ("cut"), the pair is ("drop"), or it is an error. Of
     `held` preferences are scored, of `held_text` the loss of plain conversations: what the run does to the rest.
+    `prompts` are answered greedily beside these figures.
     """
 
     out: str
@@ -50,6 +52,7 @@ class PreferenceConfig:
     data: tuple[ChatSource, ...]
     held: tuple[HeldOut, ...] = ()
     held_text: tuple[HeldOut, ...] = ()
+    prompts: tuple[str, ...] = ()
     loss: Method = "dpo"
     beta: float = 0.1
     label_smoothing: float = 0.0
@@ -112,6 +115,7 @@ def prefer(config: PreferenceConfig) -> Outcome:
                 **{name: partial(pairs.one_pass, limit) for name, pairs in held.items()},
                 **{name: partial(packed.one_pass, limit) for name, packed in texts.items()},
             },
+            samples=Answers(model, checkpoint, config.prompts).lines,
             notes=[trained, *notes, measured, *changes],
         ),
     )

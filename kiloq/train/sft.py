@@ -24,6 +24,7 @@ from .recipe import to_toml
 from .rows import Fault, good_rows, kinds_of
 from .run_folder import claim_folder
 from .samples import Long, Mask, PackedSamples, Sample, Samples
+from .sampling import Answers
 from .settings import BatchConfig, LoopConfig, ParallelConfig, TrainConfig
 from .state import newest_state
 from .trainer import Outcome, Trainer
@@ -64,7 +65,8 @@ class SftConfig:
     `mask` "assistant" trains answers and the token that ends them; "qwen1" is the published v1 script's mask, which
     trains every role's control tokens too. `long` says what becomes of conversations beyond batch.seq_len: "cut" after
     the last answer that fits, "drop", or "error". `bad_rows` "skip" leaves out what cannot be read, and counts it. With
-    an `adapter` the model is frozen, and the end of the run is the folder out/adapter in place of out/model.
+    an `adapter` the model is frozen, and the end of the run is the folder out/adapter in place of out/model. `prompts`
+    are answered greedily beside the figures of `held`.
     """
 
     out: str
@@ -72,6 +74,7 @@ class SftConfig:
     seed: int = 0
     data: tuple[ChatSource, ...]
     held: tuple[HeldOut, ...] = ()
+    prompts: tuple[str, ...] = ()
     mask: Mask = "assistant"
     long: Long = "cut"
     bad_rows: Literal["refuse", "skip"] = "refuse"
@@ -128,6 +131,7 @@ def sft(config: SftConfig, *, try_first: bool = False) -> Outcome:
         parallel=parallel,
         watch=Watch(
             held={name: partial(packed.one_pass, config.loop.eval_tokens) for name, packed in held.items()},
+            samples=Answers(model, checkpoint, config.prompts).lines,
             notes=[trained, *notes, *changes],
         ),
     )

@@ -76,9 +76,11 @@ def test_the_model_comes_to_prefer_what_was_chosen(
     assert open_checkpoint(Path(config.out) / "model").generation.chat_format == "chatml"
 
 
-def test_the_sft_term_makes_what_was_chosen_likelier(config: PreferenceConfig) -> None:
-    prefer(replace(config, sft_weight=1.0))
-    assert log_of(config)[-1]["eval/texts"] < 5  # from 5.6, where all bytes are alike
+def test_the_sft_term_makes_what_was_chosen_likelier_and_the_log_shows_answers(config: PreferenceConfig) -> None:
+    prefer(replace(config, sft_weight=1.0, prompts=("hi", "why?")))
+    log = log_of(config)
+    assert next(line["eval/texts"] for line in log if "eval/texts" in line) < 5  # from 5.6, where all bytes are alike
+    assert [str(line["note"]).split(" -> ")[0] for line in log[-2:]] == ["'hi'", "'why?'"]
 
 
 def test_a_run_that_was_stopped_ends_with_the_same_weights_and_measures_its_reference_once(
