@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from kiloq.checkpoint import GenerationDefaults, load_dense, open_checkpoint
 from kiloq.errors import ConfigError
 from kiloq.model import Transformer
 from kiloq.tokenizer import Tokenizer
+from kiloq.train.adapters import AdapterConfig
 from kiloq.train.comparisons import PackedPairs, read_compared, read_labelled
 from kiloq.train.forward import Forward, Runtime
 from kiloq.train.losses import IGNORE
@@ -81,6 +83,19 @@ def test_the_sft_term_makes_what_was_chosen_likelier_and_the_log_shows_answers(c
     log = log_of(config)
     assert next(line["eval/texts"] for line in log if "eval/texts" in line) < 5  # from 5.6, where all bytes are alike
     assert [str(line["note"]).split(" -> ")[0] for line in log[-2:]] == ["'hi'", "'why?'"]
+
+
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_adapters_learn_too_and_the_reference_is_the_model_without_them(
+    config: PreferenceConfig, quantization: Literal["int8"] | None
+) -> None:
+    adapter = AdapterConfig(rank=8, alpha=32.0, embeddings="none", quantization=quantization)
+    assert prefer(replace(config, adapter=adapter)) == "finished"
+    steps = [line for line in log_of(config) if "loss" in line]
+    assert steps[0]["loss"] == pytest.approx(math.log(2), rel=0.02)  # dropout is at work
+    assert steps[-1]["loss"] < 0.5
+    assert steps[-1]["accuracy"] == 1
+    assert (Path(config.out) / "adapter" / "adapter_config.json").is_file()
 
 
 def test_a_run_that_was_stopped_ends_with_the_same_weights_and_measures_its_reference_once(
