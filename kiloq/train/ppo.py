@@ -197,4 +197,6 @@ def _value_network(config: PpoConfig, cast: Cast) -> RewardModel:
         device = cast.policy.runtime.device
         return load_reward_model(config.reward_model, device=device).reward.requires_grad_(True)
     model, _ = read_network(config, cast.checkpoint, runtime_of(config))
+    if isinstance(model.head, nn.Module):
+        model.head.requires_grad_(False)  # nobody asks it for logits
     return RewardModel(model).to(cast.policy.runtime.device)

@@ -117,6 +117,7 @@ def load_state(
         saved = reader.read_metadata().state_dict_metadata
         for name in [name for name in tensors if name.startswith("random") and name not in saved]:
             del tensors[name]  # there were fewer processes, or no GPU
+        _leave_unmoved(module, optimizer, tensors, saved)
         _compare(tensors, saved)
         with _quietly():
             planner = PieceReader(flatten_state_dict=False, flatten_sharded_tensors=False)
@@ -168,6 +169,18 @@ def _make_moments(optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
+
+
+def _leave_unmoved(
+    module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Any], saved: dict[str, Any]
+) -> None:
+    """What no step had touched when the state was saved has no moments yet: PPO's policy, while its values learn."""
+    for name, parameter in trained_parameters(module).items():
+        place = f"optimizer/{name}/"
+        if not any(one.startswith(place) for one in saved):
+            optimizer.state.pop(parameter, None)
+            for one in [one for one in tensors if one.startswith(place)]:
+                del tensors[one]
 
 
 def _compare(tensors: dict[str, Any], saved: dict[str, Any]) -> None:

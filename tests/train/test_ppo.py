@@ -161,6 +161,14 @@ def test_a_reward_rises(config: PpoConfig, tmp_path: Path, *, with_adapter: bool
     assert (Path(config.out) / ("adapter" if with_adapter else "model")).is_dir()
 
 
+def test_a_run_goes_on_from_before_the_policy_moves(config: PpoConfig, tmp_path: Path) -> None:
+    ppo(config)  # 4 steps, the first 2 of the value network alone
+    parts = replace(config, out=str(tmp_path / "parts"), loop=replace(config.loop, max_minutes=0.0))
+    for _ in range(4):
+        ppo(parts)  # one step each time
+    assert told(parts) == told(config)
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_it_had_not(config: PpoConfig, tmp_path: Path) -> None:
     rollout = replace(config.rollout, epochs=2, minibatches=2)
@@ -178,11 +186,11 @@ def test_a_killed_run_goes_on_as_if_it_had_not(config: PpoConfig, tmp_path: Path
                 process.send_signal(signal.SIGKILL)
                 break
     assert ppo(killed) == "finished"
-
-    def told(config: PpoConfig) -> list[tuple[float, ...]]:
-        return [tuple(line[x] for x in ("step", "loss", "reward", "kl")) for line in log_of(config) if "loss" in line]
-
     assert told(killed) == told(whole)
+
+
+def told(config: PpoConfig) -> list[tuple[float, ...]]:
+    return [tuple(line[x] for x in ("step", "loss", "reward", "kl")) for line in log_of(config) if "loss" in line]
 
 
 def test_a_reward_model_judges_and_begins_the_value_network(config: PpoConfig, tmp_path: Path) -> None:
