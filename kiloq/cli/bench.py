@@ -25,6 +25,13 @@ app.command(
     help_prologue="Example: `kiloq bench serve --shape qwen2.5-0.5b --clients 32`",
 )
 
+app.command(
+    "kiloq.cli.bench_finetune:finetune",
+    name="finetune",
+    help="Memory and time of fine-tuning by method and length.",
+    help_prologue="Example: `kiloq bench finetune --shape qwen2.5-0.5b --lengths 256,512`",
+)
+
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
