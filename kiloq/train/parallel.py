@@ -9,7 +9,6 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from kiloq.errors import ConfigError
 from kiloq.model import Transformer
 
 from .forward import Runtime
@@ -32,6 +31,11 @@ class Parallel(Protocol):
     @property
     def is_first(self) -> bool:
         """Whether this process writes: the log, the exported model."""
+        ...
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process holds only a part of the weights."""
         ...
 
     def spread(self, model: Transformer, runtime: Runtime) -> Transformer:
@@ -82,6 +86,7 @@ class Alone:
     rank: int = 0
     world: int = 1
     is_first: bool = True
+    is_sharded: bool = False
 
     def spread(self, model: Transformer, runtime: Runtime) -> Transformer:
         return model
@@ -121,6 +126,4 @@ def join(config: ParallelConfig, device: str) -> Parallel:
         return Alone()
     from .ranks import Ranks
 
-    if world % config.tensor:
-        raise ConfigError(f"parallel.tensor is {config.tensor}, which does not divide the {world} processes.")
     return Ranks(config, device)

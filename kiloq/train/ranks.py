@@ -1,5 +1,5 @@
-"""Several processes that train one model: DDP and FSDP2 over those that read different batches, tensor parallel beside
-it. Started by torchrun; knows no method and no file."""
+"""Several processes that train one model, each on other batches: DDP and FSDP2. Started by torchrun; knows no method and
+no file."""
 
 import atexit
 import os
@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from kiloq.model import Transformer
+from kiloq.model.trained_lora import Frozen
 
 from .buckets import Buckets
 from .forward import Runtime
@@ -34,21 +35,21 @@ class Ranks:
             # Objects and flags go over gloo in any case: they are on the CPU.
             dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo")
             atexit.register(dist.destroy_process_group)
-        shape = (dist.get_world_size() // config.tensor, config.tensor)
-        mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=("data", "tensor"))
-        self.data, self.tensor = mesh["data"], mesh["tensor"]
+        self.data = init_device_mesh(self.device.type, (dist.get_world_size(),), mesh_dim_names=("data",))
         self.rank, self.world = self.data.get_local_rank(), self.data.size()
         self.is_first = dist.get_rank() == 0
+        self.is_sharded = False
         self.buckets: Buckets | None = None
 
     def spread(self, model: Transformer, runtime: Runtime) -> Transformer:
         """One block after the other, so that no device need hold the whole model."""
-        # Dropout differs between shares of a step, and is the same where one product is split.
+        # Dropout differs between shares of a step.
         torch.manual_seed(torch.initial_seed() + self.rank)
         wanted = self.config.kind == "fsdp" or (self.config.kind == "auto" and not self._fits(model))
         if self.world == 1 or not wanted:
             self._equalise(model.to(self.device))
             return model
+        self.is_sharded = True
         if runtime.compiled:
             _compile_blocks(model)
         for block in model.blocks:
@@ -138,6 +139,9 @@ class Ranks:
 
     def _shard(self, module: nn.Module, *, reshard: bool) -> None:
         self._equalise(module.to(self.device))
+        for inner in module.modules():
+            if isinstance(inner, Frozen):
+                _codes_as_parameters(inner)
         sharded = fully_shard(module, mesh=self.data, reshard_after_forward=reshard)
         # The loop divides by the count of all ranks, so gradients are added, not averaged.
         sharded.set_gradient_divide_factor(1.0)
@@ -160,6 +164,14 @@ class Ranks:
 
 def _sharded(module: nn.Module) -> Iterator[FSDPModule]:
     return (inner for inner in module.modules() if isinstance(inner, FSDPModule))
+
+
+def _codes_as_parameters(matrix: nn.Module) -> None:
+    """FSDP2 leaves buffers whole in every process; frozen parameters it keeps in parts, of any type."""
+    for name, codes in list(matrix.named_buffers(recurse=False)):
+        if codes.ndim:
+            delattr(matrix, name)
+            matrix.register_parameter(name, nn.Parameter(codes, requires_grad=False))
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -70,20 +70,15 @@ class ParallelConfig:
     """How the processes that torchrun starts share a run; one process alone needs none of it.
 
     `kind` "ddp" keeps the whole model in each process, "fsdp" a part of each weight (FSDP2); "auto" takes the first
-    where weights, gradients and moments fill less than half of the memory of each, else the second. `tensor` processes
-    next to each other share every matrix product. `reshard` false keeps gathered weights from the forward to the
-    backward pass: more memory, less traffic. `sync` "micro" adds up gradients over the processes after every
-    micro-batch instead of once a step: more traffic, but nowhere a whole model's gradients.
+    where weights, gradients and moments fill less than half of the memory of each, else the second. `reshard` false keeps
+    gathered weights from the forward to the backward pass: more memory, less traffic. `sync` "micro" adds up gradients
+    over the processes after every micro-batch instead of once a step: more traffic, but nowhere a whole model's
+    gradients.
     """
 
     kind: Literal["auto", "ddp", "fsdp"] = "auto"
-    tensor: int = 1
     reshard: bool = True
     sync: Literal["step", "micro"] = "step"
-
-    def __post_init__(self) -> None:
-        if self.tensor < 1:
-            raise ConfigError(f"parallel.tensor is {self.tensor}; it must be at least 1.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,6 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -63,9 +62,8 @@ def train(out: Path, name: str, options: dict[str, str]) -> None:
         optim=OptimConfig(lr=1e-2, steps=6, warmup_steps=2),
         loop=loop,
     )
-    chosen = {"kind": options.get("kind", "auto"), "tensor": int(options.get("tensor", 1))}
     runtime = Runtime.choose(loop)
-    parallel = join(replace(ParallelConfig(), sync=options.get("sync", "step"), **chosen), runtime.device)
+    parallel = join(ParallelConfig(kind=options.get("kind", "auto"), sync=options.get("sync", "step")), runtime.device)
     model = parallel.spread(tiny(tied="tied" in options).requires_grad_(True), runtime)
     forward = Forward(model, runtime, seq_len=16, checkpointing=loop.recompute)
     corpus = TokenFolder(out / "corpus")

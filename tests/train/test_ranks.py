@@ -5,17 +5,24 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from kiloq.checkpoint import GenerationDefaults
+from kiloq.model import Transformer
+from kiloq.tokenizer import Tokenizer
 from kiloq.train.data import write_tokens
 from kiloq.train.parallel import Alone, join
 from kiloq.train.pieces import part
+from kiloq.train.pretrain import ShapeConfig, qwen1_config
+from kiloq.train.recipe import load_recipe
+from kiloq.train.run_folder import export
 from kiloq.train.settings import ParallelConfig
+from kiloq.train.sft import SftConfig, sft
 from kiloq.train.state import newest_state
 
 DRIVER = Path(__file__).with_name("ranks_driver.py")
@@ -27,8 +34,8 @@ def corpus(out: Path) -> Path:
     return out
 
 
-def torchrun(out: Path, *jobs: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(DRIVER)]
+def torchrun(out: Path, *jobs: str, script: Sequence[str] = (str(DRIVER),)) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *script]
     roots = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": roots}
     return subprocess.run(
@@ -137,6 +144,40 @@ def test_a_number_that_is_none_in_one_process_stops_all(tmp_path: Path) -> None:
     failed = torchrun(corpus(tmp_path), "run kind=ddp nan=1")
     assert failed.returncode != 0
     assert failed.stderr.count("NumericsError: step 3: loss is nan") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", ["", "quantization = 'int4'", "quantization = 'nf4'"])
+def test_adapters_learn_the_same_beside_a_model_in_parts(
+    tmp_path: Path, tokenizer: Tokenizer, quantization: str
+) -> None:
+    shape = ShapeConfig(hidden_size=64, num_layers=2, num_heads=4, intermediate_size=128, trained_length=128)
+    model = Transformer(qwen1_config(shape, tokenizer.size))
+    model.init_weights(torch.Generator().manual_seed(0))
+    end = tokenizer.end_of_text_id
+    raw = GenerationDefaults(stop_ids=(end,), pad_id=end, chat_format="raw", max_window=512)
+    export(tmp_path / "base", model, tokenizer, raw)
+    rows = [{"instruction": f"question {i}", "output": f"answer {i}"} for i in range(16)]
+    (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    for name, kind in (("one", "auto"), ("two", "fsdp")):
+        (tmp_path / f"{name}.toml").write_text(
+            f"""
+            out = "{tmp_path / name}"
+            model = "{tmp_path / "base"}"
+            data = [{{ path = "{tmp_path / "chat.jsonl"}" }}]
+            adapter = {{ rank = 4, dropout = 0.0{", " if quantization else ""}{quantization} }}
+            batch = {{ seq_len = 160, tokens = 160, accumulate = 4 }}
+            optim = {{ lr = 1e-2, steps = 4, warmup_steps = 1 }}
+            loop = {{ device = "cpu", precision = "fp32", compile = "off", log_every = 1, report = [] }}
+            parallel = {{ kind = "{kind}" }}
+            """,
+            encoding="utf-8",
+        )
+    sft(load_recipe(SftConfig, tmp_path / "one.toml"))
+    done = torchrun(tmp_path / "two.toml", script=("-m", "kiloq", "train", "sft"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert log(tmp_path / "two") == pytest.approx(log(tmp_path / "one"), abs=1e-5)
+    assert (tmp_path / "two" / "adapter" / "adapter_model.safetensors").exists()
 
 
 def test_without_torchrun_a_run_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
