@@ -1,5 +1,4 @@
-"""Several processes that train one model, each on other batches: DDP and FSDP2. Started by torchrun; knows no method and
-no file."""
+"""Several processes that train one model, each on other batches: DDP and FSDP2. Knows no method and no file."""
 
 import atexit
 import os

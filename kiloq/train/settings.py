@@ -70,10 +70,10 @@ class ParallelConfig:
     """How the processes that torchrun starts share a run; one process alone needs none of it.
 
     `kind` "ddp" keeps the whole model in each process, "fsdp" a part of each weight (FSDP2); "auto" takes the first
-    where weights, gradients and moments fill less than half of the memory of each, else the second. `reshard` false keeps
-    gathered weights from the forward to the backward pass: more memory, less traffic. `sync` "micro" adds up gradients
-    over the processes after every micro-batch instead of once a step: more traffic, but nowhere a whole model's
-    gradients.
+    where weights, gradients and moments fill less than half of the memory of each, else the second. `reshard` false
+    keeps gathered weights from the forward to the backward pass: more memory, less traffic. `sync` "micro" adds up
+    gradients over the processes after every micro-batch instead of once a step: more traffic, but nowhere a whole
+    model's gradients.
     """
 
     kind: Literal["auto", "ddp", "fsdp"] = "auto"

@@ -59,8 +59,11 @@ class Trainer(Generic[B]):
                 f"a step has {self.batch.accumulate} micro-batches (batch.accumulate) for {self.parallel.world} "
                 "processes; it must be a multiple of them."
             )
-        if self.optim.kind == "muon" and self.parallel.is_sharded:
-            raise ConfigError("optim.kind is muon, which multiplies whole matrices; use adamw, or parallel.kind = ddp.")
+        if self.parallel.is_sharded and (self.optim.kind != "adamw" or self.optim.offload):
+            raise ConfigError(
+                f"optim.kind is {self.optim.kind} and offload {self.optim.offload}, which take whole weights; of weights in "
+                "parts (fsdp) use adamw without offload, or set parallel.kind = ddp."
+            )
         self.optimizer = make_optimizer(module, self.optim, config.rates)
         self.meter = Meter(module, Runtime.choose(self.loop), steps=self.optim.steps, world=self.parallel.world)
         self.progress = Progress()
