@@ -61,8 +61,8 @@ class Trainer(Generic[B]):
             )
         if self.parallel.is_sharded and (self.optim.kind != "adamw" or self.optim.offload):
             raise ConfigError(
-                f"optim.kind is {self.optim.kind} and offload {self.optim.offload}, which take whole weights; of weights in "
-                "parts (fsdp) use adamw without offload, or set parallel.kind = ddp."
+                f"optim.kind is {self.optim.kind} and offload {self.optim.offload}, which take whole weights; for "
+                "weights in parts (fsdp) use adamw without offload, or set parallel.kind = ddp."
             )
         self.optimizer = make_optimizer(module, self.optim, config.rates)
         self.meter = Meter(module, Runtime.choose(self.loop), steps=self.optim.steps, world=self.parallel.world)
