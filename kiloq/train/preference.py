@@ -22,12 +22,13 @@ from .losses import token_log_probs
 from .network import read_network, write_network
 from .objective import Loss, Objective, Watch
 from .optim import OptimConfig, with_steps
+from .parallel import join
 from .recipe import to_toml
 from .reference import measure_reference
 from .run_folder import claim_folder
 from .samples import Long, Samples
 from .sampling import Answers
-from .settings import BatchConfig, LoopConfig, TrainConfig
+from .settings import BatchConfig, LoopConfig, ParallelConfig, TrainConfig
 from .sft import AnswerConfig, ChatSource, HeldOut, answering, text_stream
 from .trainer import Outcome, Trainer
 
@@ -65,6 +66,7 @@ class PreferenceConfig:
     batch: BatchConfig = field(default_factory=BatchConfig)
     optim: OptimConfig
     loop: LoopConfig = field(default_factory=LoopConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
         if self.beta <= 0 or not 0 <= self.label_smoothing < 0.5 or self.sft_weight < 0 or min(self.weights) < 0:
@@ -97,11 +99,18 @@ def prefer(config: PreferenceConfig) -> Outcome:
     learned = [sample for one in stream.compared for sample in one.samples[: 1 if stream.apart else 2]]
     notes = check_contract(learned, checkpoint.tokenizer, generation, vocab_size=checkpoint.config.vocab_size)
     notes.insert(0, f"{tally}; {len(stream):,} micro-batches of an epoch {100 * stream.filled:.1f} % full")
-    changes = claim_folder(folder, to_toml(config))
-    model, trained = read_network(config, checkpoint, runtime)
+    parallel = join(config.parallel, runtime.device)
+    with parallel.first_goes_ahead():
+        changes = claim_folder(folder, to_toml(config))
+    model, trained = read_network(config, checkpoint, runtime, parallel)
     forward = Forward(model, runtime, seq_len=config.batch.seq_len, checkpointing=config.loop.recompute)
     measured = measure_reference(
-        folder, {"": stream, **held}, partial(answer_log_probs, forward), model=model, dtype=runtime.dtype
+        folder,
+        {"": stream, **held},
+        partial(answer_log_probs, forward),
+        model=model,
+        dtype=runtime.dtype,
+        parallel=parallel,
     )
     limit = config.loop.eval_tokens
     trainer: Trainer[PairBatch | Batch] = Trainer(
@@ -110,6 +119,7 @@ def prefer(config: PreferenceConfig) -> Outcome:
         stream,
         folder=folder,
         config=TrainConfig(batch=config.batch, optim=optim, loop=config.loop),
+        parallel=parallel,
         watch=Watch(
             held={
                 **{name: partial(pairs.one_pass, limit) for name, pairs in held.items()},
@@ -121,7 +131,9 @@ def prefer(config: PreferenceConfig) -> Outcome:
     )
     outcome = trainer.run()
     if outcome == "finished":
-        check_saved(write_network(config, model, checkpoint, generation))
+        written = write_network(config, model, checkpoint, generation, parallel)
+        if parallel.is_first:
+            check_saved(written)
     return outcome
 
 

@@ -16,7 +16,7 @@ from kiloq.chat import ChatFormat, Message, chat_format_for, render
 from kiloq.checkpoint import Checkpoint, load_dense, load_scored, open_checkpoint, save_checkpoint
 from kiloq.checkpoint.fingerprint import find_base
 from kiloq.checkpoint.names import SCORE
-from kiloq.errors import CheckpointError, RequestError
+from kiloq.errors import CheckpointError, ConfigError, RequestError
 from kiloq.model import Transformer
 
 from . import adapters
@@ -29,10 +29,11 @@ from .network import read_network, trained_folder, write_network
 from .objective import Loss, Objective, Watch
 from .optim import OptimConfig, with_steps
 from .pair_losses import bradley_terry
+from .parallel import join
 from .recipe import to_toml
 from .run_folder import claim_folder
 from .samples import Long, Samples
-from .settings import BatchConfig, LoopConfig, TrainConfig
+from .settings import BatchConfig, LoopConfig, ParallelConfig, TrainConfig
 from .sft import ChatSource, HeldOut
 from .trainer import Outcome, Trainer
 
@@ -57,6 +58,7 @@ class RewardConfig:
     batch: BatchConfig = field(default_factory=BatchConfig)
     optim: OptimConfig
     loop: LoopConfig = field(default_factory=LoopConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
 
 class RewardModel(nn.Module):
@@ -123,8 +125,10 @@ def reward(config: RewardConfig) -> Outcome:
         epoch_tokens=len(stream) * config.batch.tokens,
         step_tokens=config.batch.step_tokens,
     )
-    changes = claim_folder(folder, to_toml(config))
-    model, trained = read_network(config, checkpoint, runtime)
+    parallel = join(_whole(config.parallel), runtime.device)
+    with parallel.first_goes_ahead():
+        changes = claim_folder(folder, to_toml(config))
+    model, trained = read_network(config, checkpoint, runtime, parallel)
     forward = Forward(model, runtime, seq_len=config.batch.seq_len, checkpointing=config.loop.recompute)
     module = RewardModel(_headless(model, config)).to(runtime.device)
     packed = f"{tally}; {len(stream):,} micro-batches of an epoch {100 * stream.filled:.1f} % full"
@@ -134,13 +138,14 @@ def reward(config: RewardConfig) -> Outcome:
         stream,
         folder=folder,
         config=TrainConfig(batch=config.batch, optim=optim, loop=config.loop),
+        parallel=parallel,
         watch=Watch(
             held={name: partial(pairs.one_pass, config.loop.eval_tokens) for name, pairs in held.items()},
             notes=[f"{trained}, and the row that scores", packed, *changes],
         ),
     )
     outcome = trainer.run()
-    if outcome == "finished":
+    if outcome == "finished" and parallel.gather(module.model):
         _write(config, module, checkpoint)
     return outcome
 
@@ -184,6 +189,13 @@ def load_reward_model(folder: str | Path, *, device: str = "cpu") -> Judge:
         module.score.weight.copy_(score)
     module.eval().requires_grad_(False)
     return Judge(module, checkpoint, chat_format_for(checkpoint.config.family, checkpoint.folder))
+
+
+def _whole(config: ParallelConfig) -> ParallelConfig:
+    """The row that scores is no part of the sharded network, and one optimiser cannot move both."""
+    if config.kind == "fsdp":
+        raise ConfigError('parallel.kind is "fsdp"; a reward model is trained whole on each process. Set it to "ddp".')
+    return dataclasses.replace(config, kind="ddp")
 
 
 def _headless(model: Transformer, config: RewardConfig) -> Transformer:

@@ -18,6 +18,7 @@ from kiloq.tokenizer import Tokenizer
 from kiloq.train.data import write_tokens
 from kiloq.train.parallel import Alone, join
 from kiloq.train.pieces import part
+from kiloq.train.preference import PreferenceConfig, prefer
 from kiloq.train.pretrain import ShapeConfig, qwen1_config
 from kiloq.train.recipe import load_recipe
 from kiloq.train.run_folder import export
@@ -146,17 +147,50 @@ def test_a_number_that_is_none_in_one_process_stops_all(tmp_path: Path) -> None:
     assert failed.stderr.count("NumericsError: step 3: loss is nan") == 2
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("quantization", ["", "quantization = 'int4'", "quantization = 'nf4'"])
-def test_adapters_learn_the_same_beside_a_model_in_parts(
-    tmp_path: Path, tokenizer: Tokenizer, quantization: str
-) -> None:
+def chat_base(folder: Path, tokenizer: Tokenizer) -> None:
+    """A tiny base model in `folder`/base."""
     shape = ShapeConfig(hidden_size=64, num_layers=2, num_heads=4, intermediate_size=128, trained_length=128)
     model = Transformer(qwen1_config(shape, tokenizer.size))
     model.init_weights(torch.Generator().manual_seed(0))
     end = tokenizer.end_of_text_id
     raw = GenerationDefaults(stop_ids=(end,), pad_id=end, chat_format="raw", max_window=512)
-    export(tmp_path / "base", model, tokenizer, raw)
+    export(folder / "base", model, tokenizer, raw)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_preferences_teach_several_processes_what_they_teach_one(
+    tmp_path: Path, tokenizer: Tokenizer, kind: str
+) -> None:
+    chat_base(tmp_path, tokenizer)
+    rows = [{"prompt": f"question {i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(16)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.toml").write_text(
+            f"""
+            out = "{tmp_path / name}"
+            model = "{tmp_path / "base"}"
+            data = [{{ path = "{tmp_path / "pairs.jsonl"}" }}]
+            held = [{{ name = "same", path = "{tmp_path / "pairs.jsonl"}" }}]
+            batch = {{ seq_len = 160, tokens = 320, accumulate = 4 }}
+            optim = {{ lr = 1e-2, steps = 4, warmup_steps = 1 }}
+            loop = {{ device = "cpu", precision = "fp32", compile = "off", log_every = 1, eval_every = 2, report = [] }}
+            parallel = {{ kind = "{kind}" }}
+            """,
+            encoding="utf-8",
+        )
+    prefer(load_recipe(PreferenceConfig, tmp_path / "one.toml"))
+    done = torchrun(tmp_path / "two.toml", script=("-m", "kiloq", "train", "dpo"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert log(tmp_path / "two") == pytest.approx(log(tmp_path / "one"), abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", ["", "quantization = 'int4'", "quantization = 'nf4'"])
+def test_adapters_learn_the_same_beside_a_model_in_parts(
+    tmp_path: Path, tokenizer: Tokenizer, quantization: str
+) -> None:
+    chat_base(tmp_path, tokenizer)
     rows = [{"instruction": f"question {i}", "output": f"answer {i}"} for i in range(16)]
     (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     for name, kind in (("one", "auto"), ("two", "fsdp")):
