@@ -1,7 +1,6 @@
 """The skill test: its questions are held out, its own answers pass it and those of other questions do not."""
 
 import json
-import random
 
 import pytest
 from make_chat import samples
@@ -80,11 +79,17 @@ def test_a_skill_test_repeats_for_its_seed() -> None:
 def test_pairs_are_rows_that_dpo_reads_and_never_held_out() -> None:
     found = prompts(30, seed=0)
     assert not any(sample.heldout for sample in found)
-    sample = random.Random(0).choice(found)
-    read = read_pair(pair(sample, "something else"), "row 1")
-    assert read.rejected.messages[-1].content == "something else"
-    assert read.chosen.messages[-1].content == sample.messages[-1]["content"]
-    assert [m.content for m in read.chosen.messages[:-1]] == [m["content"] for m in sample.messages[:-1]]
+    for sample in found:
+        row = pair(sample, "something else")
+        assert row is not None
+        read = read_pair(row, "row 1")
+        assert read.rejected.messages[-1].content == "something else"
+        assert read.chosen.messages[-1].content == sample.messages[-1]["content"]
+    call = next(sample for sample in prompts(300, seed=0) if sample.topic == "react/call")
+    row = pair(call, 'Thought: so.\nAction: nothing\nAction Input: {"a": "b"}\n')
+    assert row is not None
+    assert [one.name for one in read_pair(row, "row 1").rejected.messages[-1].tool_calls] == ["nothing"]
+    assert pair(call, " ") is None
 
 
 def test_every_skill_counts_alike_in_the_mean() -> None:
