@@ -157,7 +157,7 @@ def curves(run: Path, record: Path) -> None:
             held = [(tokens_at[row["step"]], row[name]) for row in log if name in row and row["step"] in tokens_at]
             if held:
                 axis.plot(*zip(*held, strict=True), marker="o", markersize=3, label=f"held out, {name[5:]}")
-        axis.set(xlabel="million tokens", ylabel="loss (nats per token)", title=f"kiloq-mini: {title}")
+        axis.set(xlabel="million tokens", ylabel="loss", title=f"kiloq-mini: {title}")
         axis.legend()
         axis.grid(alpha=0.3)
     figure.tight_layout()

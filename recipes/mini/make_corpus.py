@@ -78,10 +78,6 @@ class Corpus:
             rows.sort(key=lambda row: hashlib.sha256(row["text"].encode()).digest())
             path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
             digests[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        # Once more what nobody generated, for the last stage of the base.
-        real = [row for name, rows in sorted(self.documents.items()) if name.startswith("train.") for row in rows]
-        lines = [json.dumps(row, ensure_ascii=False) for row in real if not row["source"].startswith("kiloq-")]
-        (self.out / "real.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         return digests
 
 

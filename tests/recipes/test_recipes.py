@@ -14,7 +14,7 @@ MINI = Path(__file__).parents[2] / "recipes" / "mini"
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("pretrain", PretrainConfig), ("anneal", PretrainConfig), ("sft", SftConfig), ("dpo", PreferenceConfig)],
+    [("pretrain", PretrainConfig), ("sft", SftConfig), ("dpo", PreferenceConfig)],
 )
 def test_the_recipes_are_read(name: str, kind: type) -> None:
     config = load_recipe(kind, MINI / f"{name}.toml")
