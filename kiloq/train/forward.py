@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from kiloq.model import Attend, PackedAttend, Recompute, Transformer
+from kiloq.model import Attend, Recompute, Transformer
 from kiloq.model.trained_rows import RowsEmbedding, RowsHead
 
 from .data import Batch
 from .losses import HeadMatrix, chunked_cross_entropy
-from .row_attend import RowAttend
+from .row_attend import PieceAttend, RowAttend
 from .settings import BatchConfig, LoopConfig
 
 
@@ -37,6 +37,9 @@ class Runtime:
         the same terms in the same order. One product over four times the rows would add up in another order. It costs
         nothing: 1,860 tok/s row by row, 1,745 with 8 rows of 512 at once (8.8 M parameters, one core, eager)."""
         return batch.by_rows() if self.dtype == torch.float32 else batch
+
+
+_LONG_ROW = 1024  # tokens; beyond it attention on a CPU goes piece by piece
 
 
 class Forward:
@@ -68,9 +71,8 @@ class Forward:
 
     def _attend(self, batch: Batch) -> Attend:
         windows, runtime = self.model.config.windows, self.runtime
-        if runtime.device == "cpu" and not runtime.compiled:
-            # Piece by piece costs what rows of 512 cost, and a third to a ninth of rows of 2,048 to 4,096.
-            return PackedAttend(batch.pieces, windows)
+        if runtime.device == "cpu" and not runtime.compiled and self.seq_len > _LONG_ROW:
+            return PieceAttend(batch.pieces, windows)
         block = 256 if runtime.device == "cpu" else None
         return RowAttend(
             batch.pieces, windows, seq_len=self.seq_len, dtype=runtime.dtype, device=runtime.device, block=block

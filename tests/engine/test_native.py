@@ -120,7 +120,10 @@ def test_every_backend_answers_as_op_by_op(lab, backend: str) -> None:
 def test_the_bundled_model_answers_as_op_by_op(lab, weights: str | None) -> None:
     checkpoint = open_checkpoint(bundled())
     model = load_model(checkpoint, quantization=weights)
-    prompts = [checkpoint.tokenizer.encode(x) for x in ("Once upon a time, there was a small fox named", "1, 2, 3, 4, 5, 6, 7, 8,")]
+    prompts = [
+        checkpoint.tokenizer.encode(x)
+        for x in ("Once upon a time, there was a small fox named", "1, 2, 3, 4, 5, 6, 7, 8,")
+    ]
     seen, answers = (lab.Observed(), lab.Observed()), []
     for engine in engines(model, seen):
         for number, prompt in enumerate(prompts):

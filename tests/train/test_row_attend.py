@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kiloq.model import PackedAttend, Transformer
-from kiloq.train.row_attend import RowAttend
+from kiloq.train.row_attend import PieceAttend, RowAttend
 
 PIECES = [0, 5, 16, 17, 30, 32, 48]  # rows of 16
 
@@ -22,6 +22,19 @@ def test_rows_attend_as_packed_sequences_do(block: int | None, num_kv_heads: int
     q, k, v = (torch.randn(48, heads, 8) for heads in (4, num_kv_heads, num_kv_heads))
     expected = PackedAttend(PIECES, (None, window))(1, q, k, v)
     torch.testing.assert_close(row_attend((None, window), block)(1, q, k, v), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_pieces_one_by_one_attend_as_packed_sequences_do(window: int | None) -> None:
+    torch.manual_seed(0)
+    tensors = [torch.randn(200, heads, 8, requires_grad=True) for heads in (4, 2, 2)]
+    pieces = [0, 5, 70, 134, 200]
+    results = []
+    for attend in (PackedAttend(pieces, (None, window)), PieceAttend(pieces, (None, window))):
+        out = attend(1, *tensors)
+        results.append([out, *torch.autograd.grad(out.square().sum(), tensors)])
+    for mine, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("block", [None, 8])
