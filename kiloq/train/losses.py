@@ -9,6 +9,9 @@ IGNORE = -100
 """The target of a token that is not trained."""
 
 
+_UNIT = 64  # rows
+
+
 class HeadMatrix(NamedTuple):
     """A head [V, h], of which the rows of `token_ids` [n] are those of `values` [n, h] instead."""
 
@@ -44,8 +47,11 @@ def token_log_probs(
     costs no gradient.
     """
     at = (targets >= 0).nonzero().squeeze(1)
-    columns = columns or columns_at_once(len(at), hidden.device.type)
-    found = trained_log_probs(hidden[at], head, targets[at], columns=columns)
+    # The first token fills the number up, and its copies are dropped: CPU kernels in bf16 are made for each number of
+    # rows and kept, so that ever new ones let a process grow by a gigabyte.
+    filled = torch.cat([at, at[:1].expand(-len(at) % _UNIT)])
+    columns = columns or columns_at_once(len(filled), hidden.device.type)
+    found = trained_log_probs(hidden[filled], head, targets[filled], columns=columns)[: len(at)]
     return torch.zeros(len(targets), device=hidden.device).index_copy(0, at, found)
 
 
