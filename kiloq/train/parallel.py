@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from kiloq.model import Transformer
 
 from .forward import Runtime
+from .objective import B, Objective
 from .optim import clip_gradients
 from .pieces import Layout, whole
-from .settings import ParallelConfig
+from .settings import ParallelConfig, TrainConfig
 
 
 class Parallel(Protocol):
@@ -50,6 +51,16 @@ class Parallel(Protocol):
         """Around a micro-batch's forward and one backward: gradients meet on the last one of a step only."""
         ...
 
+    def adopt(
+        self, module: nn.Module, objective: Objective[B], optimizer: torch.optim.Optimizer, config: TrainConfig
+    ) -> tuple[Objective[B], torch.optim.Optimizer]:
+        """What the loop calls in place of the two; once, before any step."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of this process's share of a step's loss."""
+        ...
+
     def total(self, values: Sequence[float] | Tensor) -> list[float]:
         """Each value summed over all shares."""
         ...
@@ -78,6 +89,14 @@ class Parallel(Protocol):
         """Where in the whole parameter the part lies that is here."""
         ...
 
+    def local_state(self) -> dict[str, Tensor] | None:
+        """Weights and moments as they lie here, to be saved and filled in place; None where `layout` says it."""
+        ...
+
+    def refill(self) -> None:
+        """After `local_state` was filled: the weights of the model are those."""
+        ...
+
 
 @dataclass(frozen=True)
 class Alone:
@@ -96,6 +115,14 @@ class Alone:
 
     def gathering(self, module: nn.Module, *, is_last: bool) -> AbstractContextManager[object]:
         return nullcontext()
+
+    def adopt(
+        self, module: nn.Module, objective: Objective[B], optimizer: torch.optim.Optimizer, config: TrainConfig
+    ) -> tuple[Objective[B], torch.optim.Optimizer]:
+        return objective, optimizer
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
 
     def total(self, values: Sequence[float] | Tensor) -> list[float]:
         return torch.as_tensor(values, dtype=torch.float64).tolist()
@@ -118,12 +145,22 @@ class Alone:
     def layout(self, name: str, parameter: Tensor) -> Layout:
         return whole(parameter)
 
+    def local_state(self) -> dict[str, Tensor] | None:
+        return None
+
+    def refill(self) -> None:
+        pass
+
 
 def join(config: ParallelConfig, device: str) -> Parallel:
     """The processes that torchrun (or a launcher with its variables) started; without one, this process alone."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1 or "RANK" not in os.environ:
         return Alone()
+    if config.kind == "deepspeed":
+        from .zero import Zero
+
+        return Zero(config, device)
     from .ranks import Ranks
 
     return Ranks(config, device)

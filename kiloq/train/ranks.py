@@ -17,8 +17,9 @@ from kiloq.model.trained_lora import Frozen
 
 from .buckets import Buckets
 from .forward import Runtime
+from .objective import B, Objective
 from .pieces import Layout, Range, part, whole
-from .settings import ParallelConfig
+from .settings import ParallelConfig, TrainConfig
 
 _TRAINED_BYTES = 16  # of a trained weight: itself, its gradient and two moments in fp32
 
@@ -82,6 +83,14 @@ class Ranks:
         with self.buckets.summing():
             yield
 
+    def adopt(
+        self, module: nn.Module, objective: Objective[B], optimizer: torch.optim.Optimizer, config: TrainConfig
+    ) -> tuple[Objective[B], torch.optim.Optimizer]:
+        return objective, optimizer
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
     def total(self, values: Sequence[float] | Tensor) -> list[float]:
         summed = torch.as_tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(summed, group=self.data.get_group())
@@ -130,6 +139,12 @@ class Ranks:
         if not isinstance(parameter, DTensor):
             return whole(parameter)
         return part(parameter.shape, ranges=[(0, parameter.shape[0])], rows=self._rows(parameter.shape[0]))
+
+    def local_state(self) -> dict[str, Tensor] | None:
+        return None
+
+    def refill(self) -> None:
+        pass
 
     def _rows(self, count: int) -> Range:
         """Which of `count` rows FSDP2 keeps here: equal chunks, the last ones shorter or empty."""

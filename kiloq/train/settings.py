@@ -73,12 +73,20 @@ class ParallelConfig:
     where weights, gradients and moments fill less than half of the memory of each, else the second. `reshard` false
     keeps gathered weights from the forward to the backward pass: more memory, less traffic. `sync` "micro" adds up
     gradients over the processes after every micro-batch instead of once a step: more traffic, but nowhere a whole
-    model's gradients.
+    model's gradients. "deepspeed" is ZeRO-2 or ZeRO-3 as the DeepSpeed file `config` says.
     """
 
-    kind: Literal["auto", "ddp", "fsdp"] = "auto"
+    kind: Literal["auto", "ddp", "fsdp", "deepspeed"] = "auto"
+    config: str = ""
     reshard: bool = True
     sync: Literal["step", "micro"] = "step"
+
+    def __post_init__(self) -> None:
+        if bool(self.config) != (self.kind == "deepspeed"):
+            raise ConfigError(
+                f"parallel.kind is {self.kind} and parallel.config {self.config!r}; a DeepSpeed file belongs to kind "
+                "deepspeed, and to no other."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

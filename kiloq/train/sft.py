@@ -10,6 +10,7 @@ from typing import Literal
 
 from kiloq.chat import chat_format_for
 from kiloq.checkpoint import Checkpoint, GenerationDefaults, open_checkpoint
+from kiloq.errors import ConfigError
 
 from .adapters import AdapterConfig
 from .contract import check_contract, check_saved, first_samples
@@ -115,6 +116,8 @@ def sft(config: SftConfig, *, try_first: bool = False) -> Outcome:
     notes = _before_step_1(flat, checkpoint, generation)
     notes.insert(0, f"{samples.tally}; {len(stream):,} rows of an epoch {100 * stream.filled:.1f} % full")
     notes += [f"left out: {line}" for line in kinds_of(left_out or [])]
+    if config.prompts and config.parallel.kind == "deepspeed":
+        raise ConfigError("prompts are answered by the whole model, which DeepSpeed keeps in parts; leave them out.")
     parallel = join(config.parallel, runtime.device)
     with parallel.first_goes_ahead():
         changes = claim_folder(folder, to_toml(config))

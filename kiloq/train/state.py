@@ -6,6 +6,7 @@ of processes reads them back. Only what is trained is kept: a frozen base is in 
 
 import os
 import pickle
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -110,7 +111,8 @@ def load_state(
             )
         return None
     parallel.settle(module)
-    _make_moments(optimizer)
+    if parallel.local_state() is None:
+        _make_moments(optimizer)
     tensors, _ = _parts(module, optimizer, parallel)
     reader = _Reader(path)
     try:
@@ -118,7 +120,7 @@ def load_state(
         for name in [name for name in tensors if name.startswith("random") and name not in saved]:
             del tensors[name]  # there were fewer processes, or no GPU
         _leave_unmoved(module, optimizer, tensors, saved)
-        _compare(tensors, saved)
+        _compare(tensors, {name: one for name, one in saved.items() if not _of_another(name, parallel)})
         with _quietly():
             planner = PieceReader(flatten_state_dict=False, flatten_sharded_tensors=False)
             load(tensors, storage_reader=reader, planner=planner, no_dist=isinstance(parallel, Alone))
@@ -129,6 +131,7 @@ def load_state(
         raise CheckpointError(
             f"the saved state {path} does not fit this run: {_reason(error)}. Use another run folder, or remove {path}."
         ) from error
+    parallel.refill()
     _set_random(tensors, parallel.rank)
     return progress, plain["stream"]
 
@@ -137,9 +140,10 @@ def _parts(
     module: nn.Module, optimizer: torch.optim.Optimizer, parallel: Parallel
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Every tensor of the state as far as it is here, and the optimiser's plain values by parameter."""
-    tensors: dict[str, Any] = {}
+    local = parallel.local_state()
+    tensors: dict[str, Any] = dict(local or {})
     values: dict[str, dict[str, Any]] = {}
-    for name, parameter in trained_parameters(module).items():
+    for name, parameter in (trained_parameters(module) if local is None else {}).items():
         layout = parallel.layout(name, parameter)
         tensors[f"model/{name}"] = Pieces(layout, _local(parameter.detach()))
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -181,6 +185,12 @@ def _leave_unmoved(
             optimizer.state.pop(parameter, None)
             for one in [one for one in tensors if one.startswith(place)]:
                 del tensors[one]
+
+
+def _of_another(name: str, parallel: Parallel) -> bool:
+    """Whether it is what another of equally many processes alone can use."""
+    found = re.fullmatch(r"zero.* (\d+) of (\d+)", name)
+    return found is not None and int(found[2]) == parallel.world and int(found[1]) != parallel.rank + 1
 
 
 def _compare(tensors: dict[str, Any], saved: dict[str, Any]) -> None:

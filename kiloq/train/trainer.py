@@ -47,7 +47,7 @@ class Trainer(Generic[B]):
         parallel: Parallel | None = None,
     ) -> None:
         self.batch, self.optim, self.loop = config.batch, config.optim, config.loop
-        self.module, self.objective, self.batches = module.train(), objective, batches
+        self.module, self.batches = module.train(), batches
         self.folder, self.watch = folder, watch or Watch()
         if parallel is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError("this method trains in one process; run it without torchrun.")
@@ -66,6 +66,7 @@ class Trainer(Generic[B]):
             )
         self.optimizer = make_optimizer(module, self.optim, config.rates)
         self.meter = Meter(module, Runtime.choose(self.loop), steps=self.optim.steps, world=self.parallel.world)
+        self.objective, self.optimizer = self.parallel.adopt(module, objective, self.optimizer, config)
         self.progress = Progress()
         self.logged = Progress()  # where the last log line stood
         self.stop_asked = False
@@ -141,7 +142,7 @@ class Trainer(Generic[B]):
         for number, batch in enumerate(micro, 1):
             with self.parallel.gathering(self.module, is_last=number == len(micro)):
                 loss = self.objective(batch)
-                (loss.total / max(1, count)).backward()  # type: ignore[no-untyped-call]
+                self.parallel.backward(loss.total / max(1, count))
             sums.add(loss)
         means = self._means(sums, count)
         norm = self.parallel.clip(self.module, self.optim.clip)

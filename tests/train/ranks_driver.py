@@ -63,7 +63,8 @@ def train(out: Path, name: str, options: dict[str, str]) -> None:
         loop=loop,
     )
     runtime = Runtime.choose(loop)
-    parallel = join(ParallelConfig(kind=options.get("kind", "auto"), sync=options.get("sync", "step")), runtime.device)
+    sharing = {key: options[key] for key in ("kind", "sync", "config") if key in options}
+    parallel = join(ParallelConfig(**sharing), runtime.device)
     model = parallel.spread(tiny(tied="tied" in options).requires_grad_(True), runtime)
     forward = Forward(model, runtime, seq_len=16, checkpointing=loop.recompute)
     corpus = TokenFolder(out / "corpus")
