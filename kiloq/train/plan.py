@@ -25,7 +25,8 @@ from .forward import Forward, Runtime, head_of
 from .losses import columns_at_once, trained_log_probs
 from .meter import matrix_weights
 
-# Python, torch and kiloq themselves, measured; on a GPU its context, which torch's own counter leaves out.
+# Python, torch and kiloq themselves, judged from the resident sizes of a few runs; on a GPU its context, which torch's
+# own counter leaves out.
 _PROGRAM = {"cpu": 440 << 20, "cuda": 500 << 20}
 _COMPILER = 350 << 20  # what torch.compile keeps in the process
 _SAMPLE_LAYERS = (2, 3)
