@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from kiloq.model import ModelConfig, Transformer
+from kiloq.model.shard import Split
 
 from .forward import Runtime
 
@@ -31,7 +32,9 @@ class Work:
         moved = {p: name for name, p in module.named_parameters() if p.requires_grad and p.ndim >= 2}
         # A row of an embedding is looked up, not multiplied; a tied one multiplies as the head.
         looked_up = {net.get_parameter("embed.weight") for net in networks if _has_plain_embedding(net)}
-        trained = sum(p.numel() for p in moved if p not in looked_up)
+        shares = [part for part in module.modules() if isinstance(part, Split)]
+        ways = {p: part.ways for part in shares for p in part.parameters()}
+        trained = sum(p.numel() * ways.get(p, 1) for p in moved if p not in looked_up)
         return cls(max(trained, sum(matrix_weights(net.config) for net in networks)), trained)
 
     @property
@@ -50,7 +53,7 @@ def matrix_weights(config: ModelConfig) -> int:
 
 
 class Meter:
-    """Reads the clock and the memory for a run of `steps` steps on `world` ranks like this one."""
+    """Reads the clock and the memory for a run of `steps` steps on `world` processes like this one."""
 
     def __init__(self, module: nn.Module, runtime: Runtime, *, steps: int, world: int) -> None:
         self.device, self.steps = runtime.device, steps

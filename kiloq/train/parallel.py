@@ -30,6 +30,11 @@ class Parallel(Protocol):
     def world(self) -> int: ...
 
     @property
+    def processes(self) -> int:
+        """All that work for the run: more than `world` where several share one model."""
+        ...
+
+    @property
     def is_first(self) -> bool:
         """Whether this process writes: the log, the exported model."""
         ...
@@ -104,6 +109,7 @@ class Alone:
 
     rank: int = 0
     world: int = 1
+    processes: int = 1
     is_first: bool = True
     is_sharded: bool = False
 

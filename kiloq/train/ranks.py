@@ -1,18 +1,22 @@
-"""Several processes that train one model, each on other batches: DDP and FSDP2. Knows no method and no file."""
+"""Several processes that train one model: each on other batches (DDP, FSDP2), or groups of them, of which each shares
+the blocks of one model (tensor parallel). Knows no method and no file."""
 
 import atexit
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from kiloq.model import Transformer
+from kiloq.errors import ConfigError
+from kiloq.model import Transformer, shard
 from kiloq.model.trained_lora import Frozen
 
 from .buckets import Buckets
@@ -35,19 +39,32 @@ class Ranks:
             # Objects and flags go over gloo in any case: they are on the CPU.
             dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo")
             atexit.register(dist.destroy_process_group)
-        self.data = init_device_mesh(self.device.type, (dist.get_world_size(),), mesh_dim_names=("data",))
+        self.processes = dist.get_world_size()
+        if config.tensor < 1 or self.processes % config.tensor:
+            raise ConfigError(
+                f"parallel.tensor is {config.tensor}, and torchrun started {self.processes} processes; their number "
+                "must be a multiple of it."
+            )
+        shape = (self.processes // config.tensor, config.tensor)
+        mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=("data", "tensor"))
+        self.data, self.tensor = mesh["data"], mesh["tensor"]
         self.rank, self.world = self.data.get_local_rank(), self.data.size()
+        self.cuts: dict[str, shard.Cut] = {}
         self.is_first = dist.get_rank() == 0
         self.is_sharded = False
         self.buckets: Buckets | None = None
 
     def spread(self, model: Transformer, runtime: Runtime) -> Transformer:
         """One block after the other, so that no device need hold the whole model."""
-        # Dropout differs between shares of a step.
+        # Dropout differs between shares of a step, and not between processes that share one model.
         torch.manual_seed(torch.initial_seed() + self.rank)
+        if self.tensor.size() > 1:
+            self._equalise(model, self.tensor)
+            shard.split(model, self.tensor.get_group())
+            self.cuts, self.is_sharded = shard.plan(model.config), True
         wanted = self.config.kind == "fsdp" or (self.config.kind == "auto" and not self._fits(model))
         if self.world == 1 or not wanted:
-            self._equalise(model.to(self.device))
+            self._equalise(model.to(self.device), self.data)
             return model
         self.is_sharded = True
         if runtime.compiled:
@@ -61,12 +78,16 @@ class Ranks:
 
     def gather(self, model: Transformer) -> bool:
         """Whole weights replace the parts, one by one."""
-        for module in model.modules():
+        for prefix, module in model.named_modules():
             for name, parameter in list(module.named_parameters(recurse=False)):
-                if isinstance(parameter, DTensor):
-                    full = parameter.full_tensor()
-                    kept = full.to("cpu") if self.is_first else full.new_empty(0)
-                    module.register_parameter(name, nn.Parameter(kept, requires_grad=parameter.requires_grad))
+                cut = shard.cut_of(self.cuts, f"{prefix}.{name}")
+                if cut is None and not isinstance(parameter, DTensor):
+                    continue
+                full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
+                if cut is not None:
+                    full = shard.whole_share(full, cut, self.tensor.get_group())
+                kept = full.to("cpu") if self.is_first else full.new_empty(0)
+                module.register_parameter(name, nn.Parameter(kept, requires_grad=parameter.requires_grad))
         return self.is_first
 
     @contextmanager
@@ -103,19 +124,26 @@ class Ranks:
 
     def clip(self, module: nn.Module, limit: float) -> float:
         """The norm over the parts of all processes, each value counted once."""
-        sharded: list[Tensor] = []
-        plain: list[Tensor] = []
-        for parameter in module.parameters():
-            if parameter.grad is not None:
-                (sharded if isinstance(parameter.grad, DTensor) else plain).append(_local(parameter.grad))
-        squares = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for place, gradients in enumerate((sharded, plain)):
+        kinds: dict[tuple[bool, bool], list[Tensor]] = {}
+        for name, parameter in module.named_parameters():
+            if (gradient := parameter.grad) is not None:
+                kind = isinstance(gradient, DTensor), shard.cut_of(self.cuts, name) is not None
+                kinds.setdefault(kind, []).append(_local(gradient))
+        total = 0.0
+        # All processes go through all kinds: one of them may hold nothing of what the others hold.
+        for in_rows, in_shares in product((True, False), repeat=2):
+            gradients = kinds.get((in_rows, in_shares), [])
+            square = torch.zeros((), dtype=torch.float64, device=self.device)
             if gradients:
-                squares[place] = torch.nn.utils.get_total_norm(gradients).double().square()
-        dist.all_reduce(squares[:1], group=self.data.get_group())
-        norm = float(squares.sum().sqrt())
+                square += torch.nn.utils.get_total_norm(gradients).double().square()
+            if in_rows:
+                dist.all_reduce(square, group=self.data.get_group())
+            if in_shares:
+                dist.all_reduce(square, group=self.tensor.get_group())
+            total += float(square)
+        norm = math.sqrt(total)
         if norm > limit and norm != float("inf"):
-            torch._foreach_mul_([*sharded, *plain], limit / (norm + 1e-6))
+            torch._foreach_mul_([one for some in kinds.values() for one in some], limit / (norm + 1e-6))
         return norm
 
     @contextmanager
@@ -136,9 +164,15 @@ class Ranks:
             part_of_it.reshard()
 
     def layout(self, name: str, parameter: Tensor) -> Layout:
-        if not isinstance(parameter, DTensor):
-            return whole(parameter)
-        return part(parameter.shape, ranges=[(0, parameter.shape[0])], rows=self._rows(parameter.shape[0]))
+        """Of the rows of this process's share (of all, where none is cut) FSDP2 keeps some here."""
+        cut = shard.cut_of(self.cuts, name)
+        rows = self._rows(parameter.shape[0]) if isinstance(parameter, DTensor) else None
+        if cut is None:
+            return whole(parameter) if rows is None else part(parameter.shape, ranges=[(0, len(parameter))], rows=rows)
+        size = list(parameter.shape)
+        size[cut.dim] = sum(cut.parts)
+        ranges = cut.ranges(self.tensor.get_local_rank(), self.tensor.size())
+        return part(size, dim=cut.dim, ranges=ranges, rows=rows)
 
     def local_state(self) -> dict[str, Tensor] | None:
         return None
@@ -152,7 +186,7 @@ class Ranks:
         return min(self.rank * each, count), min((self.rank + 1) * each, count)
 
     def _shard(self, module: nn.Module, *, reshard: bool) -> None:
-        self._equalise(module.to(self.device))
+        self._equalise(module.to(self.device), self.data)
         for inner in module.modules():
             if isinstance(inner, Frozen):
                 _codes_as_parameters(inner)
@@ -161,11 +195,11 @@ class Ranks:
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)
 
-    def _equalise(self, module: nn.Module) -> None:
+    def _equalise(self, module: nn.Module, mesh: DeviceMesh) -> None:
         """What is trained starts everywhere as it does in the first process: new weights are drawn at random."""
         for parameter in module.parameters():
             if parameter.requires_grad and not isinstance(parameter, DTensor):
-                dist.broadcast(parameter.detach(), group=self.data.get_group(), group_src=0)
+                dist.broadcast(parameter.detach(), group=mesh.get_group(), group_src=0)
 
     def _fits(self, model: Transformer) -> bool:
         """Whether training it whole takes less than half of this process's memory; activations take the rest."""

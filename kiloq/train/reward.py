@@ -193,8 +193,11 @@ def load_reward_model(folder: str | Path, *, device: str = "cpu") -> Judge:
 
 def _whole(config: ParallelConfig) -> ParallelConfig:
     """The row that scores is no part of the sharded network, and one optimiser cannot move both."""
-    if config.kind == "fsdp":
-        raise ConfigError('parallel.kind is "fsdp"; a reward model is trained whole on each process. Set it to "ddp".')
+    if config.kind == "fsdp" or config.tensor > 1:
+        raise ConfigError(
+            f'parallel.kind is "{config.kind}" and tensor {config.tensor}; a reward model is trained whole on each '
+            'process. Set them to "ddp" and 1.'
+        )
     return dataclasses.replace(config, kind="ddp")
 
 

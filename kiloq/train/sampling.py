@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 from kiloq.chat import Message, chat_format_for, render
 from kiloq.checkpoint import Checkpoint
+from kiloq.errors import ConfigError
 from kiloq.model import Transformer
+from kiloq.model.shard import is_split
 
 from .live import Live
 from .rollouts import Player, Prompt, RolloutConfig
@@ -17,6 +19,10 @@ class Answers:
     """
 
     def __init__(self, model: Transformer, checkpoint: Checkpoint, questions: Sequence[str], *, most: int = 64) -> None:
+        if questions and is_split(model):
+            raise ConfigError(
+                "parallel.tensor is set, and a model in shares answers no prompts; leave one of them out."
+            )
         fmt = chat_format_for(checkpoint.config.family, checkpoint.folder)
         asked = [(Message(role="user", content=question),) for question in questions]
         self._prompts = [Prompt(one, tuple(render(one, checkpoint.tokenizer, fmt).ids), "") for one in asked]

@@ -73,19 +73,26 @@ class ParallelConfig:
     where weights, gradients and moments fill less than half of the memory of each, else the second. `reshard` false
     keeps gathered weights from the forward to the backward pass: more memory, less traffic. `sync` "micro" adds up
     gradients over the processes after every micro-batch instead of once a step: more traffic, but nowhere a whole
-    model's gradients. "deepspeed" is ZeRO-2 or ZeRO-3 as the DeepSpeed file `config` says.
+    model's gradients. "deepspeed" is ZeRO-2 or ZeRO-3 as the DeepSpeed file `config` says. `tensor` processes share
+    every block of one model (tensor parallel) and train the same batches; what `kind` says holds between such groups.
     """
 
     kind: Literal["auto", "ddp", "fsdp", "deepspeed"] = "auto"
     config: str = ""
     reshard: bool = True
     sync: Literal["step", "micro"] = "step"
+    tensor: int = 1
 
     def __post_init__(self) -> None:
         if bool(self.config) != (self.kind == "deepspeed"):
             raise ConfigError(
                 f"parallel.kind is {self.kind} and parallel.config {self.config!r}; a DeepSpeed file belongs to kind "
                 "deepspeed, and to no other."
+            )
+        if self.tensor > 1 and self.kind == "deepspeed":
+            raise ConfigError(
+                f"parallel.tensor is {self.tensor} with kind deepspeed, which knows nothing of models in shares; take "
+                "kind ddp or fsdp, or leave tensor out."
             )
 
 

@@ -62,10 +62,10 @@ class Trainer(Generic[B]):
         if self.parallel.is_sharded and (self.optim.kind != "adamw" or self.optim.offload):
             raise ConfigError(
                 f"optim.kind is {self.optim.kind} and offload {self.optim.offload}, which take whole weights; for "
-                "weights in parts (fsdp) use adamw without offload, or set parallel.kind = ddp."
+                "weights in parts (fsdp, tensor) use adamw without offload, or set parallel.kind = ddp and tensor = 1."
             )
         self.optimizer = make_optimizer(module, self.optim, config.rates)
-        self.meter = Meter(module, Runtime.choose(self.loop), steps=self.optim.steps, world=self.parallel.world)
+        self.meter = Meter(module, Runtime.choose(self.loop), steps=self.optim.steps, world=self.parallel.processes)
         self.objective, self.optimizer = self.parallel.adopt(module, objective, self.optimizer, config)
         self.progress = Progress()
         self.logged = Progress()  # where the last log line stood

@@ -49,7 +49,7 @@ class Zero(Ranks):
                 "set loop.compile = off with parallel.kind = deepspeed."
             )
         torch.manual_seed(torch.initial_seed() + self.rank)
-        self._equalise(model.to(self.device))
+        self._equalise(model.to(self.device), self.data)
         return model
 
     def adopt(

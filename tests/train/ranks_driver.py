@@ -64,8 +64,17 @@ def train(out: Path, name: str, options: dict[str, str]) -> None:
     )
     runtime = Runtime.choose(loop)
     sharing = {key: options[key] for key in ("kind", "sync", "config") if key in options}
-    parallel = join(ParallelConfig(**sharing), runtime.device)
-    model = parallel.spread(tiny(tied="tied" in options).requires_grad_(True), runtime)
+    parallel = join(ParallelConfig(tensor=int(options.get("tensor", 1)), **sharing), runtime.device)
+    model = tiny(tied="tied" in options).requires_grad_(True)
+    if "logits" in options:
+        random = torch.Generator().manual_seed(1)
+        for parameter in model.parameters():  # biases and gains too
+            parameter.data.normal_(0, 0.5, generator=random)
+    model = parallel.spread(model, runtime)
+    if "logits" in options:
+        with torch.no_grad():
+            torch.save(model.logits(torch.arange(40), [0, 25, 40]), out / f"{name}-{os.environ.get('RANK', '0')}.pt")
+        return
     forward = Forward(model, runtime, seq_len=16, checkpointing=loop.recompute)
     corpus = TokenFolder(out / "corpus")
     stream = PackedBatches([(corpus, 1.0)], seq_len=16, tokens=32, seed=0)

@@ -35,8 +35,11 @@ def corpus(out: Path) -> Path:
     return out
 
 
-def torchrun(out: Path, *jobs: str, script: Sequence[str] = (str(DRIVER),)) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *script]
+def torchrun(
+    out: Path, *jobs: str, script: Sequence[str] = (str(DRIVER),), processes: int = 2
+) -> subprocess.CompletedProcess[str]:
+    count = ["--nproc-per-node", str(processes)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *count, *script]
     roots = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": roots}
     return subprocess.run(
@@ -65,8 +68,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory, alone: Callable[..., None]) -
     out = corpus(tmp_path_factory.mktemp("ranks"))
     alone(out, "one")
     alone(out, "one_tied", tied="1")
-    alone(out, "grown", stop="3")
-    assert newest_state(out / "grown") is not None
+    for name in ("grown", "cut"):
+        alone(out, name, stop="3")
+        assert newest_state(out / name) is not None
+    alone(out, "whole", logits="1")
     jobs = [
         "ddp kind=ddp",
         "tied kind=fsdp tied=1",
@@ -78,10 +83,18 @@ def runs(tmp_path_factory: pytest.TempPathFactory, alone: Callable[..., None]) -
         "paused kind=fsdp recompute=full",
         "shrunk kind=fsdp stop=3",
         "grown kind=fsdp",
+        "halves tensor=2",
+        "tied_halves tensor=2 tied=1 recompute=selective",
+        "halves_paused tensor=2 stop=3",
+        "halves_paused tensor=2",
+        "joined tensor=2 stop=3",
+        "cut tensor=2",
+        "shares tensor=2 logits=1",
     ]
     done = torchrun(out, *jobs)
     assert done.returncode == 0, done.stderr[-3000:]
     alone(out, "shrunk")
+    alone(out, "joined")
     return out
 
 
@@ -95,7 +108,17 @@ def trained(run: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-@pytest.mark.parametrize(("name", "alike"), [("ddp", "one"), ("tied", "one_tied"), ("fsdp", "one"), ("micro", "one")])
+@pytest.mark.parametrize(
+    ("name", "alike"),
+    [
+        ("ddp", "one"),
+        ("tied", "one_tied"),
+        ("fsdp", "one"),
+        ("micro", "one"),
+        ("halves", "one"),
+        ("tied_halves", "one_tied"),
+    ],
+)
 def test_two_processes_learn_what_one_learns(runs: Path, name: str, alike: str) -> None:
     assert log(runs / name) == pytest.approx(log(runs / alike), abs=1e-5)
     found, wanted = trained(runs / name), trained(runs / alike)
@@ -104,18 +127,24 @@ def test_two_processes_learn_what_one_learns(runs: Path, name: str, alike: str) 
         torch.testing.assert_close(found[key], tensor, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "straight"), [("paused", "fsdp"), ("ddp_paused", "ddp")])
+@pytest.mark.parametrize(("name", "straight"), [("paused", "fsdp"), ("ddp_paused", "ddp"), ("halves_paused", "halves")])
 def test_what_stops_one_process_stops_all_and_they_go_on_exactly(runs: Path, name: str, straight: str) -> None:
     assert log(runs / name) == log(runs / straight)
     found, wanted = trained(runs / name), trained(runs / straight)
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
 
 
-@pytest.mark.parametrize("name", ["grown", "shrunk"])
+@pytest.mark.parametrize("name", ["grown", "shrunk", "cut", "joined"])
 def test_another_number_of_processes_goes_on(runs: Path, name: str) -> None:
     assert log(runs / name) == pytest.approx(log(runs / "one"), abs=1e-5)
     for key, tensor in trained(runs / "one").items():
         torch.testing.assert_close(trained(runs / name)[key], tensor, rtol=0, atol=1e-5)
+
+
+def test_processes_with_shares_of_the_blocks_give_the_logits_of_one(runs: Path) -> None:
+    whole, first, second = (torch.load(runs / name) for name in ("whole-0.pt", "shares-0.pt", "shares-1.pt"))
+    torch.testing.assert_close(first, whole, rtol=1e-5, atol=1e-5)
+    assert torch.equal(first, second)
 
 
 def test_each_process_writes_its_own_part(runs: Path) -> None:
@@ -138,6 +167,29 @@ def test_a_kill_while_a_state_is_written_leaves_a_whole_one(runs: Path, tmp_path
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert log(out / "run") == log(runs / "fsdp")
     assert all(torch.equal(trained(out / "run")[key], tensor) for key, tensor in trained(runs / "fsdp").items())
+
+
+@pytest.mark.slow
+def test_groups_that_share_a_model_learn_from_other_batches(runs: Path, tmp_path: Path) -> None:
+    out = corpus(tmp_path)
+    jobs = ["ddp kind=ddp tensor=2", "fsdp kind=fsdp tensor=2 stop=3", "fsdp kind=fsdp tensor=2"]
+    done = torchrun(out, *jobs, processes=4)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("ddp", "fsdp"):
+        assert log(out / name) == pytest.approx(log(runs / "one"), abs=1e-5)
+        for key, tensor in trained(runs / "one").items():
+            torch.testing.assert_close(trained(out / name)[key], tensor, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_shares_are_compiled_and_run_in_bf16(tmp_path: Path, alone: Callable[..., None]) -> None:
+    out = corpus(tmp_path)
+    alone(out, "one", precision="bf16")
+    alone(out, "compiled_one", compile="on")
+    done = torchrun(out, "two precision=bf16 tensor=2", "compiled_two compile=on tensor=2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert log(out / "two") == pytest.approx(log(out / "one"), rel=0.02)
+    assert log(out / "compiled_two") == pytest.approx(log(out / "compiled_one"), abs=1e-5)
 
 
 @pytest.mark.slow

@@ -76,6 +76,11 @@ def test_a_file_belongs_to_deepspeed_alone() -> None:
             ParallelConfig(kind=kind, config=config)  # type: ignore[arg-type]
 
 
+def test_deepspeed_does_not_train_models_in_shares() -> None:
+    with pytest.raises(ConfigError, match=r"parallel\.tensor is 2 with kind deepspeed"):
+        ParallelConfig(kind="deepspeed", config="ds.json", tensor=2)
+
+
 def test_the_lock_of_a_killed_build_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lock = tmp_path / "py311_cpu" / "op" / "lock"
     lock.parent.mkdir(parents=True)
