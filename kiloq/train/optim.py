@@ -20,16 +20,16 @@ from .offload import Offloaded
 class OptimConfig:
     """AdamW (arXiv 1711.05101) under a warm-up and a cosine that ends at `floor` times the peak.
 
-    `steps` 0 means as many as the recipe's `epochs` take. `warmup_ratio`, where it is set, is the share of all steps
-    that warm up. `kind` "adamw8bit" keeps its averages in 8 bits, a quarter of the memory; "muon" moves the matrices
-    that multiply by orthogonalised momentum, at the same rate. `offload` keeps the state in the CPU's memory: slower,
-    and 8 bytes a trained value less on a GPU.
+    `steps` 0 means as many as the recipe's `epochs` take. The first tenth of them, at most 100, warms up, or else
+    `warmup_steps`, or `warmup_ratio` of all. `kind` "adamw8bit" keeps its averages in 8 bits, a quarter of the memory;
+    "muon" moves the matrices that multiply by orthogonalised momentum, at the same rate. `offload` keeps the state in
+    the CPU's memory: slower, and 8 bytes a trained value less on a GPU.
     """
 
     lr: float
     kind: Literal["adamw", "adamw8bit", "muon"] = "adamw"
     steps: int = 0
-    warmup_steps: int = 100
+    warmup_steps: int | None = None
     warmup_ratio: float | None = None
     floor: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
@@ -46,6 +46,18 @@ class OptimConfig:
             )
         if self.warmup_ratio is not None and not 0 <= self.warmup_ratio < 1:
             raise ConfigError(f"optim.warmup_ratio is {self.warmup_ratio}; it must be from 0 to below 1.")
+        if self.warmup_steps is not None and (self.warmup_steps < 0 or self.warmup_ratio is not None):
+            raise ConfigError(
+                f"optim.warmup_steps is {self.warmup_steps} and warmup_ratio {self.warmup_ratio}; set one of them, and "
+                "no steps below zero."
+            )
+
+    @property
+    def warmup(self) -> int:
+        """How many steps the rate rises."""
+        if self.warmup_ratio is not None:
+            return math.ceil(self.warmup_ratio * self.steps)
+        return min(100, math.ceil(self.steps / 10)) if self.warmup_steps is None else self.warmup_steps
 
     @property
     def state_bytes(self) -> float:
@@ -54,12 +66,11 @@ class OptimConfig:
 
 
 def with_steps(config: OptimConfig, epochs: float, *, epoch_tokens: int, step_tokens: int) -> OptimConfig:
-    """The configuration with its numbers of steps, and of those that warm up; both may be left open in the recipe."""
+    """The configuration with its number of steps, which may be left open in the recipe."""
     steps = config.steps or math.ceil(epochs * epoch_tokens / step_tokens)
     if steps < 1:
         raise ConfigError(f"epochs is {epochs}; it must be above zero where optim.steps is not set.")
-    warmup = config.warmup_steps if config.warmup_ratio is None else math.ceil(config.warmup_ratio * steps)
-    return dataclasses.replace(config, steps=steps, warmup_steps=warmup)
+    return dataclasses.replace(config, steps=steps)
 
 
 def make_optimizer(
@@ -109,9 +120,9 @@ def _optimizer(
 
 def learning_rate(config: OptimConfig, step: int) -> float:
     """The rate of step 0, 1, ...: linear to the peak, then half a cosine down to floor * peak."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    progress = min(1.0, (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps))
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    progress = min(1.0, (step - config.warmup) / max(1, config.steps - config.warmup))
     return config.lr * (config.floor + (1 - config.floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 

@@ -243,14 +243,18 @@ class PackedSamples:
 
     def next_batch(self) -> Batch:
         """The next rows."""
-        rows = [self.epochs.next() for _ in range(self.rows)]
-        return assemble([[self.samples[at] for at in row] for row in rows], self.seq_len, self.filler)
+        return self._batch([self.epochs.next() for _ in range(self.rows)])
 
     def one_pass(self, limit: int) -> Iterator[Batch]:
-        """About `limit` tokens from the beginning, always the same ones: for evaluation."""
+        """Each row once, or so many as hold `limit` tokens; always the same ones: for evaluation."""
         self.epochs.rewind()
-        for _ in range(max(1, min(limit // self.seq_len, len(self)) // self.rows)):
-            yield self.next_batch()
+        rows = self.epochs.plan[: max(1, limit // self.seq_len)]
+        for at in range(0, len(rows), self.rows):
+            some = rows[at : at + self.rows]
+            yield self._batch([*some, *[[]] * (self.rows - len(some))])  # compiled steps know one shape
+
+    def _batch(self, rows: Sequence[Sequence[int]]) -> Batch:
+        return assemble([[self.samples[at] for at in row] for row in rows], self.seq_len, self.filler)
 
 
 def repeats_of(sources: Sequence[tuple[Sequence[object], float]]) -> npt.NDArray[np.float64]:

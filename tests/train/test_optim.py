@@ -89,8 +89,11 @@ def test_steps_left_open_are_counted_from_epochs() -> None:
         with_steps(config, 0.0, epoch_tokens=1050, step_tokens=100)
 
 
-def test_a_warm_up_can_be_a_share_of_the_steps() -> None:
-    config = OptimConfig(lr=1.0, warmup_ratio=0.01)
-    assert with_steps(config, 2.0, epoch_tokens=1000, step_tokens=10).warmup_steps == 2
+def test_a_warm_up_is_a_tenth_of_the_steps_or_what_is_set() -> None:
+    assert [OptimConfig(lr=1.0, steps=steps).warmup for steps in (5, 200, 5000)] == [1, 20, 100]
+    assert OptimConfig(lr=1.0, steps=50, warmup_steps=0).warmup == 0
+    assert with_steps(OptimConfig(lr=1.0, warmup_ratio=0.01), 2.0, epoch_tokens=1000, step_tokens=10).warmup == 2
     with pytest.raises(ConfigError, match="warmup_ratio is 1"):
         OptimConfig(lr=1.0, warmup_ratio=1.0)
+    with pytest.raises(ConfigError, match=r"warmup_steps is 10 and warmup_ratio 0\.1; set one"):
+        OptimConfig(lr=1.0, warmup_steps=10, warmup_ratio=0.1)

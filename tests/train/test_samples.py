@@ -197,6 +197,19 @@ def test_rows_hold_whole_samples_each_its_own_piece() -> None:
     assert sorted(seen) == list(range(200))
 
 
+def test_an_evaluation_sees_every_row_once_or_as_many_as_the_limit_holds() -> None:
+    stream = PackedSamples([(numbered([6, 7, 8]), 1.0)], seq_len=8, tokens=16, seed=0, filler=999)
+    for _ in range(2):
+        batches = list(stream.one_pass(limit=1000))
+        assert [len(batch.ids) for batch in batches] == [16, 16]
+        assert (
+            sorted(one for batch in batches for one in batch.ids.tolist() if one < 999) == [0] * 6 + [1] * 7 + [2] * 8
+        )
+        stream.next_batch()  # wherever training stands
+    assert sum(batch.count > 0 for batch in stream.one_pass(limit=8)) == 1
+    assert sum(batch.count for batch in stream.one_pass(limit=8)) < 8
+
+
 def test_sources_are_weighed_by_their_repeats() -> None:
     stream = PackedSamples(
         [(numbered([8] * 10), 2.0), (numbered([8] * 400), 0.25)], seq_len=8, tokens=8, seed=0, filler=0
