@@ -3,7 +3,15 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from kiloq.cli.quantize import CalibrationOptions, GridOptions, affordable, quantize_checkpoint, read_text
+from kiloq.cli.quantize import (
+    CalibrationOptions,
+    GridOptions,
+    affordable,
+    changed,
+    quantize_checkpoint,
+    read_text,
+    scored_on,
+)
 from kiloq.cli.terminal import say
 from kiloq.errors import CheckpointError
 
@@ -12,6 +20,7 @@ if TYPE_CHECKING:
 
     from kiloq.checkpoint import Checkpoint
     from kiloq.checkpoint.load import FrozenKind
+    from kiloq.evals.perplexity import Row
     from kiloq.model import Transformer
     from kiloq.model.config import Family
 
@@ -87,21 +96,25 @@ def _is_bundled(folder: Path) -> bool:
     return folder.resolve() in [bundled(name).resolve() for name in bundled_names()]
 
 
-def _compare(adapter: Path, trained_on: Path, merged: "Checkpoint", output: Path, rows: list[list[int]]) -> None:
-    """Perplexity and logits of base and adapter side by side, and of what was written; one model at a time."""
+def _compare(adapter: Path, trained_on: Path, merged: "Checkpoint", output: Path, rows: "list[Row]") -> None:
+    """Perplexity and logits of base and adapter side by side, and of what was written; one model at a time.
+
+    The base alone tells whether the rows are what the adapter was trained for: if it is hardly worse, what a merged
+    model loses there says little of what was learned.
+    """
     from kiloq.checkpoint import load_dense, open_checkpoint
     from kiloq.evals.perplexity import perplexity_of_rows
 
+    alone = perplexity_of_rows(load_dense(open_checkpoint(trained_on), dtype="float32"), rows)
     beside = _beside(open_checkpoint(trained_on), adapter)
     before, logits = perplexity_of_rows(beside, rows), _logits(beside, rows)
     del beside
     rounding = _logits(load_dense(merged, dtype="float32"), rows)
     written = load_dense(open_checkpoint(output), dtype="float32")
     after, found = perplexity_of_rows(written, rows), _logits(written, rows)
-    change = 100 * (after.value / before.value - 1)
     say(
-        f"perplexity on {before.tokens:,} other tokens: base and adapter {before.value:.3f}, merged {after.value:.3f} "
-        f"({change:+.2f} %)"
+        f"perplexity: base alone {alone.value:.3f}, base and adapter {before.value:.3f}, merged {after.value:.3f} "
+        f"({changed(before, after)}) {scored_on(before)}"
     )
     largest, lost = (found - logits).abs().max(), (found - rounding).abs().max()
     wanted, given = logits.log_softmax(-1), found.log_softmax(-1)
@@ -141,9 +154,9 @@ def _kind(recorded: str | None) -> "FrozenKind":
     return "auto"
 
 
-def _logits(model: "Transformer", rows: list[list[int]]) -> "Tensor":
+def _logits(model: "Transformer", rows: "list[Row]") -> "Tensor":
     import torch
 
     with torch.no_grad():
-        heads = [torch.tensor(row[:_LOGIT_TOKENS]) for row in rows[:_LOGIT_ROWS]]
+        heads = [torch.tensor(row.ids[:_LOGIT_TOKENS]) for row in rows[:_LOGIT_ROWS]]
         return torch.cat([model.logits(ids) for ids in heads])

@@ -1,6 +1,7 @@
 """`kiloq quantize`: a checkpoint in fewer bits. The work is done in kiloq.quant and kiloq.checkpoint."""
 
 import json
+import math
 import random
 import shutil
 from collections.abc import Sequence
@@ -17,12 +18,13 @@ from kiloq.errors import CheckpointError, DataError
 if TYPE_CHECKING:
     from kiloq.checkpoint import Checkpoint
     from kiloq.checkpoint.quantized_writer import Layout
+    from kiloq.evals.perplexity import Perplexity, Row
     from kiloq.quant.calibrate import LayerReport, QuantizeConfig
     from kiloq.quant.calibration_data import CalibrationData
 
 # Nearest to the original at every group size of 4 bits (docs/quantization.md); with 8 GPTQ itself gains nothing.
 _CORRECTION = 0.5
-_HELD_ROWS = 16
+_HELD_ROWS = 64
 # Perplexity before and after is a courtesy: at most this many weights times tokens, and this large a model.
 _CHEAP_WORK, _CHEAP_MODEL = 4e12, 3e9
 
@@ -183,27 +185,28 @@ def _wish(checkpoint: "Checkpoint", grid: GridOptions, solver: SolverOptions, la
 class CalibrationText:
     """Rows that a model may be measured on, a few `held` back to compare it by, and what was noticed."""
 
-    rows: list[list[int]]
-    held: list[list[int]]
+    rows: "list[Row]"
+    held: "list[Row]"
     notes: list[str]
 
 
 def read_text(checkpoint: "Checkpoint", options: CalibrationOptions, *, is_bundled: bool) -> CalibrationText:
     """The files of the options, or our own; the bundled model knows its generator's world, not documents and code."""
     from kiloq.cli.calibration_file import own_files, read_rows
+    from kiloq.evals.perplexity import Row
 
     files = options.calibration or own_files()[: 1 if is_bundled else None]
     first, notes = read_rows(files[:1], checkpoint, options.max_length)
     others, more = read_rows(files[1:], checkpoint, options.max_length)
     notes += more
-    first = [row for row in first if len(row) > 1]
-    rows = first + [row for row in others if len(row) > 1]
+    first = [row for row in first if len(row.ids) > 1]
+    rows = first + [row for row in others if len(row.ids) > 1]
     if not rows:
         raise DataError(f"no usable row is in {', '.join(map(str, files))}. {' '.join(notes)}")
     # Rows of the first file are held back: it is the one most like what the model is for.
     count = min(_HELD_ROWS, len(rows) // 10, len(first))
     order = random.Random(options.seed).sample(range(len(first)), count)
-    held = [rows[i][: options.max_length] for i in order]
+    held = [Row(rows[i].ids[: options.max_length], rows[i].scored[: options.max_length]) for i in order]
     if options.calibration is None and not is_bundled:
         notes.append(
             "calibrating on the short text that kiloq brings along; --calibration with text of your own kind is better"
@@ -215,7 +218,8 @@ def _choose(checkpoint: "Checkpoint", text: CalibrationText, options: Calibratio
     """The rows that the model is measured on."""
     from kiloq.quant.calibration_data import choose_rows, shortcomings
 
-    data = choose_rows(text.rows, samples=options.samples, max_length=options.max_length, seed=options.seed)
+    ids = [row.ids for row in text.rows]
+    data = choose_rows(ids, samples=options.samples, max_length=options.max_length, seed=options.seed)
     for note in (*text.notes, *shortcomings(data, checkpoint.config.hidden_size)):
         say(note)
     say(f"calibration: {data.rows:,} rows, {len(data.ids):,} tokens")
@@ -252,15 +256,26 @@ def _run(
     )
 
 
-def affordable(checkpoint: "Checkpoint", rows: Sequence[list[int]]) -> list[list[int]]:
+def affordable(checkpoint: "Checkpoint", rows: "Sequence[Row]") -> "list[Row]":
     """As many rows as a model of this size reads in seconds; none if it is too large to be loaded for that."""
-    size, kept = checkpoint.config.num_parameters, list(rows)
-    while kept and sum(map(len, kept)) * size > _CHEAP_WORK:
+    size, kept = checkpoint.config.num_parameters, [row for row in rows if row.count]
+    while kept and sum(len(row.ids) for row in kept) * size > _CHEAP_WORK:
         kept.pop()
     return kept if size <= _CHEAP_MODEL else []
 
 
-def _compare(checkpoint: "Checkpoint", output: Path, held: Sequence[list[int]]) -> dict[str, Any]:
+def scored_on(found: "Perplexity") -> str:
+    """What a perplexity is of, for messages."""
+    return f"on {found.tokens:,} tokens of answers or text in {len(found.rows):,} held rows"
+
+
+def changed(before: "Perplexity", after: "Perplexity") -> str:
+    """By how much, and how sure that is: rows are few."""
+    change, error = before.change(after)
+    return f"{change:+.2f} %" if math.isnan(error) else f"{change:+.2f} ± {error:.2f} %"
+
+
+def _compare(checkpoint: "Checkpoint", output: Path, held: "Sequence[Row]") -> dict[str, Any]:
     """Perplexity before and after on rows that were not used, where that takes seconds."""
     from kiloq.checkpoint import load_model, open_checkpoint
     from kiloq.evals.perplexity import perplexity_of_rows
@@ -271,6 +286,5 @@ def _compare(checkpoint: "Checkpoint", output: Path, held: Sequence[list[int]]) 
         return {}
     before = perplexity_of_rows(load_model(checkpoint), rows)
     after = perplexity_of_rows(load_model(open_checkpoint(output)), rows)
-    change = 100 * (after.value / before.value - 1)
-    say(f"perplexity on {before.tokens:,} other tokens: {before.value:.3f} -> {after.value:.3f} ({change:+.2f} %)")
+    say(f"perplexity {before.value:.3f} -> {after.value:.3f} ({changed(before, after)}) {scored_on(before)}")
     return {"perplexity": {"before": before.value, "after": after.value, "tokens": before.tokens}}

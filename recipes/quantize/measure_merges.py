@@ -16,10 +16,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from measure_quality import Row, Scores, cells, compare, conversations, score
+from measure_quality import Scores, cells, compare, conversations, score
 
 from kiloq import LLM, SamplingParams
 from kiloq.checkpoint import load_dense, load_frozen, open_checkpoint
+from kiloq.evals.perplexity import Row
 from kiloq.model import Transformer
 from kiloq.train.adapters import AdapterConfig, attach
 

@@ -30,6 +30,7 @@ from kiloq.checkpoint import Checkpoint, load_dense, load_model, open_checkpoint
 from kiloq.checkpoint.quantized_writer import write_quantized
 from kiloq.checkpoint.weights import Weights
 from kiloq.cli.calibration_file import own_files, read_rows
+from kiloq.evals.perplexity import Row
 from kiloq.model import Transformer
 from kiloq.quant.calibrate import QuantizeConfig, quantize_layers, quantized_weights
 from kiloq.quant.calibration_data import CalibrationData, choose_rows, windows
@@ -41,14 +42,6 @@ _AT_ONCE = 4096  # tokens
 _WINDOW = 512
 _SEED = 100  # of conversations that calibrate: training had 0, the bundled ones 20
 _ROWS = {"bundled": 256, "more": 1024}
-
-
-@dataclass(frozen=True)
-class Row:
-    """A sequence, and for each token whether it is scored."""
-
-    ids: list[int]
-    scored: list[bool]
 
 
 @dataclass(frozen=True)
@@ -165,7 +158,8 @@ def calibrate_on(checkpoint: Checkpoint, name: str, files: Sequence[Path]) -> Ca
     if name not in _ROWS:
         return None
     if name == "bundled":
-        rows, _ = read_rows(own_files()[:1], checkpoint, _WINDOW)
+        found, _ = read_rows(own_files()[:1], checkpoint, _WINDOW)
+        rows = [row.ids for row in found]
     elif checkpoint.generation.chat_format == "chatml":
         rows = [row.ids for row in conversations(checkpoint, _ROWS[name], heldout=False, seed=_SEED)]
     else:

@@ -39,7 +39,7 @@ def test_the_output_answers_and_is_reported(
     assert shown.out.strip() == str(out)
     assert "layer 2 of 2" in shown.err
     assert "mlp.down keeps 8 bits" in shown.err
-    assert "perplexity on" in shown.err
+    assert "held rows" in shown.err
     report = json.loads((out / "quantize_report.json").read_text())
     assert report["settings"]["gptq"]["order"] == "static"
     assert [layer["layer"] for layer in report["layers"]] == [0, 1]
@@ -53,6 +53,17 @@ def test_the_output_answers_and_is_reported(
     assert after["perplexity"] == pytest.approx(before["perplexity"], rel=0.05)
     assert run(["hello", "-m", str(out), "--max-tokens", "4"]) == 0
     assert "quantised already" in error_of(["quantize", "-m", str(out), "-o", str(tmp_path / "again")], capsys)
+
+
+def test_a_chat_model_is_compared_by_its_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chats = tmp_path / "chat.jsonl"
+    turns = [{"role": "user", "content": "How are you? " * 9}, {"role": "assistant", "content": "Well."}]
+    chats.write_text((json.dumps({"messages": turns}) + "\n") * 20, encoding="utf-8")
+    out = str(tmp_path / "out")
+    assert run(["quantize", "-m", "kiloq-mini-chat", "--calibration", str(chats), "-o", out, "--method", "rtn"]) == 0
+    checkpoint = open_checkpoint("kiloq-mini-chat")
+    answer = len(checkpoint.tokenizer.encode("Well.")) + 1  # and the token that ends it
+    assert f"on {2 * answer:,} tokens of answers or text in 2 held rows" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 
 from kiloq.errors import RequestError
 from kiloq.evals import perplexity as room
-from kiloq.evals.perplexity import perplexity, perplexity_of_rows
+from kiloq.evals.perplexity import Perplexity, Row, perplexity, perplexity_of_rows
 from kiloq.model import ModelConfig, RopeConfig, Transformer
 
 CONFIG = ModelConfig(
@@ -57,13 +57,35 @@ def test_is_the_definition(model: Transformer) -> None:
 
 
 def test_batches_and_pieces_of_logits_change_nothing(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [IDS[:30], IDS[30:60], IDS[60:75], IDS[75:90], [5], IDS[90:120]]
+    cut = [IDS[:30], IDS[30:60], IDS[60:75], IDS[75:90], [5], IDS[90:120]]
+    rows = [Row(ids, [i % 3 > 0 for i in range(len(ids))]) for ids in cut]
     whole = perplexity_of_rows(model, rows)
     monkeypatch.setattr(room, "_TOKENS", 1)
     monkeypatch.setattr(room, "_LOGITS", 500)
     pieces = perplexity_of_rows(model, rows)
     assert pieces.tokens == whole.tokens
     assert pieces.value == pytest.approx(whole.value, rel=1e-5)
+
+
+def test_only_scored_tokens_count(model: Transformer) -> None:
+    row = Row(IDS[:40], [True] + [7 <= i < 12 or i == 30 for i in range(1, 40)])
+    scores = model.logits(torch.tensor(row.ids)).log_softmax(-1)
+    losses = [-scores[i - 1, row.ids[i]].item() for i in (7, 8, 9, 10, 11, 30)]
+    unscored = Row(IDS[:5], [True, False, False, False, False])  # nothing foretells the first
+    found = perplexity_of_rows(model, [unscored, row])
+    assert found.tokens == 6
+    assert found.value == pytest.approx(math.exp(sum(losses) / 6), rel=1e-4)
+
+
+def test_a_change_has_the_standard_error_of_its_rows() -> None:
+    before = Perplexity(math.exp(1.0), 400, tuple((4.0, 4) for _ in range(100)))
+    added = torch.randn(100, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / 10
+    rows = tuple((4.0 + 4 * one, 4) for one in added.tolist())
+    change, error = before.change(Perplexity(math.exp(1 + added.mean().item()), 400, rows))
+    assert change == pytest.approx(100 * (math.exp(added.mean().item()) - 1))
+    assert error == pytest.approx(100 * (added.std() / 10).item())
+    one = Perplexity(2.0, 4, ((4 * math.log(2), 4),))
+    assert math.isnan(one.change(one)[1])
 
 
 def test_a_model_that_knows_nothing_is_as_perplexed_as_its_vocabulary_is_large() -> None:
