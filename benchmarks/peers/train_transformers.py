@@ -37,7 +37,7 @@ def padded(samples: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
 
 
 def main() -> None:
-    lora = PLAN["method"] == "lora"
+    lora = PLAN["lora"]
     torch.set_num_threads(PLAN["threads"])
     model = AutoModelForCausalLM.from_pretrained(
         PLAN["model"], dtype=torch.bfloat16 if lora and PLAN["bf16"] else torch.float32, attn_implementation="sdpa"

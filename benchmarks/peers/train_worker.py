@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 PLAN = json.loads(Path(sys.argv[1]).read_text())
-"""What is trained: {"model": folder, "data": file, "method": "full" | "lora", "setting": ..., "lr": ...}"""
+"""What is trained: {"model": folder, "data": file, "loss": "sft" | "dpo", "lora": bool, "setting": ..., "lr": ...}"""
 
 _answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # whatever else prints to stdout goes to stderr

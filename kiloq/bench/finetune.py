@@ -23,7 +23,7 @@ from kiloq.quant.frozen import FrozenLinear
 from kiloq.train import adapters
 from kiloq.train.adapters import AdapterConfig
 from kiloq.train.data import Batch
-from kiloq.train.forward import Forward, Runtime
+from kiloq.train.forward import LONG_ROW, Forward, Runtime
 from kiloq.train.meter import Work, forget_peak, gemm_peak, peak_bytes
 from kiloq.train.optim import OptimConfig, clip_gradients, make_optimizer
 from kiloq.train.plan import Load, plan
@@ -139,12 +139,12 @@ def measure(cell: Cell) -> dict[str, object]:
     peak_flops = gemm_peak(runtime.device, runtime.dtype)
     forget_peak(runtime.device)
 
-    def step(micro_batches: int) -> float:
+    def step(micro_batches: int, length: int) -> float:
         began = time.perf_counter()
         for _ in range(micro_batches):
-            ids = torch.randint(0, config.vocab_size, (cell.length,), generator=generator)
-            batch = Batch(ids, ids.roll(-1), torch.arange(cell.length), [0, cell.length])
-            (forward.cross_entropy(batch) / (cell.length * micro_batches)).backward()  # type: ignore[no-untyped-call]
+            ids = torch.randint(0, config.vocab_size, (length,), generator=generator)
+            batch = Batch(ids, ids.roll(-1), torch.arange(length), [0, length])
+            (forward.cross_entropy(batch) / (length * micro_batches)).backward()  # type: ignore[no-untyped-call]
         clip_gradients(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -152,8 +152,9 @@ def measure(cell: Cell) -> dict[str, object]:
             torch.cuda.synchronize(runtime.device)
         return time.perf_counter() - began
 
-    step(1)
-    seconds = step(cell.accumulate)
+    # On a CPU a short step does: what it warms is not what a long one waits for.
+    step(1, min(cell.length, LONG_ROW) if runtime.device == "cpu" and not runtime.compiled else cell.length)
+    seconds = step(cell.accumulate, cell.length)
     flops = Work.of(model).flops * cell.length * cell.accumulate
     return {"seconds": seconds, "peak_bytes": peak_bytes(runtime.device), "mfu": flops / seconds / peak_flops}
 

@@ -39,7 +39,8 @@ class Runtime:
         return batch.by_rows() if self.dtype == torch.float32 else batch
 
 
-_LONG_ROW = 1024  # tokens; beyond it attention on a CPU goes piece by piece
+LONG_ROW = 1024
+"""Tokens beyond which attention on a CPU goes piece by piece."""
 
 
 class Forward:
@@ -71,7 +72,7 @@ class Forward:
 
     def _attend(self, batch: Batch) -> Attend:
         windows, runtime = self.model.config.windows, self.runtime
-        if runtime.device == "cpu" and not runtime.compiled and self.seq_len > _LONG_ROW:
+        if runtime.device == "cpu" and not runtime.compiled and self.seq_len > LONG_ROW:
             return PieceAttend(batch.pieces, windows)
         block = 256 if runtime.device == "cpu" else None
         return RowAttend(
