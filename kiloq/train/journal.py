@@ -120,6 +120,12 @@ def _wandb(folder: Path, _step: int, opening: ExitStack) -> _Sink:
         raise ConfigError("loop.report names wandb, which is not installed: pip install 'kiloq[wandb]'.") from error
     # One folder is one run there too: what goes on after a stop is drawn into the same curves.
     own = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    run = wandb.init(project="kiloq", name=folder.name, id=own, dir=str(folder), resume="allow")
+    try:
+        run = wandb.init(project="kiloq", name=folder.name, id=own, dir=str(folder), resume="allow")
+    except wandb.Error as error:
+        raise ConfigError(
+            f"loop.report names wandb, which does not start: {error} Set WANDB_MODE=offline to keep its files in "
+            f"{folder} alone."
+        ) from error
     opening.callback(run.finish)
     return lambda at, values: run.log(values, step=at)
