@@ -1,9 +1,11 @@
 """The network that a run trains: read and made trainable at its start, written at its end. For every method alike."""
 
+import dataclasses
 from pathlib import Path
 from typing import Protocol
 
 import torch
+from torch import nn
 
 from kiloq.checkpoint import Checkpoint, GenerationDefaults, load_dense, load_frozen
 from kiloq.checkpoint.fingerprint import Base
@@ -31,17 +33,26 @@ class NetworkRecipe(Protocol):
 
 
 def read_network(
-    recipe: NetworkRecipe, checkpoint: Checkpoint, runtime: Runtime, parallel: Parallel | None = None
+    recipe: NetworkRecipe,
+    checkpoint: Checkpoint,
+    runtime: Runtime,
+    parallel: Parallel | None = None,
+    *,
+    headless: bool = False,
 ) -> tuple[Transformer, str]:
     """The checkpoint's network and a line on what of it is trained, which alone requires gradients and is fp32.
 
     What an adapter leaves frozen is in the type that products run in, or in codes; ConfigError where the run has begun
-    on another model. Of several processes each holds what `parallel` gives it.
+    on another model. Of several processes each holds what `parallel` gives it. `headless` is without the matrix that
+    makes logits, where a full run would have to train it.
     """
     parallel = parallel or Alone()
     if recipe.adapter is None:
         _refuse_codes(recipe, checkpoint)
         model = load_dense(checkpoint, dtype=torch.float32).requires_grad_(True)
+        if headless and not model.config.tie_embeddings:
+            model.head = nn.Identity()
+            model.config = dataclasses.replace(model.config, tie_embeddings=True)
     else:
         kind = None if checkpoint.quantization else recipe.adapter.quantization
         base = Base.of(checkpoint.folder, recipe.model, quantization=kind)

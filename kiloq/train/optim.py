@@ -4,10 +4,12 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from kiloq.errors import ConfigError
 
@@ -109,9 +111,11 @@ def _optimizer(
         )
     groups: list[dict[str, object]] = []
     faster = {id(p): rate for key, rate in (rates or {}).items() for n, p in trained.items() if n.startswith(key)}
-    for rate in dict.fromkeys((1.0, *faster.values())):
+    # No kernel moves parts of weights and whole ones together.
+    in_parts = dict.fromkeys(isinstance(one, DTensor) for one in trained.values())
+    for rate, is_part in product(dict.fromkeys((1.0, *faster.values())), in_parts):
         for some, decay in ((decayed, config.weight_decay), (kept, 0.0)):
-            params = [p for p in some if faster.get(id(p), 1.0) == rate]
+            params = [p for p in some if faster.get(id(p), 1.0) == rate and isinstance(p, DTensor) == is_part]
             groups.append({"params": params, "weight_decay": decay, "rate": rate})
     if config.kind == "adamw8bit":
         return AdamW8bit(groups, lr=config.lr, betas=config.betas, eps=config.eps)

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from kiloq.errors import ConfigError
@@ -70,9 +70,11 @@ class Ranks:
         if runtime.compiled:
             _compile_blocks(model)
         for block in model.blocks:
-            self._shard(block, reshard=self.config.reshard)
+            # Products take matrices in the runtime's type in any case; an adapter's few would save nothing.
+            is_trained = all(p.requires_grad for p in block.parameters())
+            self._shard(block, reshard=self.config.reshard, dtype=runtime.dtype if is_trained else None)
         # Embedding, last norm and head stay gathered until the backward pass: the loss multiplies by the head outside
-        # of the model's forward.
+        # of the model's forward. Embedded tokens begin the residual stream, which is fp32.
         self._shard(model, reshard=False)
         return model
 
@@ -185,12 +187,19 @@ class Ranks:
         each = -(-count // self.world)
         return min(self.rank * each, count), min((self.rank + 1) * each, count)
 
-    def _shard(self, module: nn.Module, *, reshard: bool) -> None:
+    def _shard(self, module: nn.Module, *, reshard: bool, dtype: torch.dtype | None = None) -> None:
+        """Trained vectors stay whole: they are tiny, and a gain that is gathered in bf16 is another gain."""
         self._equalise(module.to(self.device), self.data)
         for inner in module.modules():
             if isinstance(inner, Frozen):
                 _codes_as_parameters(inner)
-        sharded = fully_shard(module, mesh=self.data, reshard_after_forward=reshard)
+        sharded = fully_shard(
+            module,
+            mesh=self.data,
+            reshard_after_forward=reshard,
+            mp_policy=MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False),
+            ignored_params={p for p in module.parameters() if p.requires_grad and p.ndim < 2},
+        )
         # The loop divides by the count of all ranks, so gradients are added, not averaged.
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)

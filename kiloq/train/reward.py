@@ -1,6 +1,5 @@
 """A reward model: a network and one row that scores what an answer ends with. Learned from pairs, then asked."""
 
-import dataclasses
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from kiloq.chat import ChatFormat, Message, chat_format_for, render
 from kiloq.checkpoint import Checkpoint, load_dense, load_scored, open_checkpoint, save_checkpoint
 from kiloq.checkpoint.fingerprint import find_base
 from kiloq.checkpoint.names import SCORE
-from kiloq.errors import CheckpointError, ConfigError, RequestError
+from kiloq.errors import CheckpointError, RequestError
 from kiloq.model import Transformer
 
 from . import adapters
@@ -125,12 +124,12 @@ def reward(config: RewardConfig) -> Outcome:
         epoch_tokens=len(stream) * config.batch.tokens,
         step_tokens=config.batch.step_tokens,
     )
-    parallel = join(_whole(config.parallel), runtime.device)
+    parallel = join(config.parallel, runtime.device)
     with parallel.first_goes_ahead():
         changes = claim_folder(folder, to_toml(config))
-    model, trained = read_network(config, checkpoint, runtime, parallel)
+    model, trained = read_network(config, checkpoint, runtime, parallel, headless=True)
     forward = Forward(model, runtime, seq_len=config.batch.seq_len, checkpointing=config.loop.recompute)
-    module = RewardModel(_headless(model, config)).to(runtime.device)
+    module = RewardModel(model).to(runtime.device)
     packed = f"{tally}; {len(stream):,} micro-batches of an epoch {100 * stream.filled:.1f} % full"
     trainer = Trainer(
         module,
@@ -189,24 +188,6 @@ def load_reward_model(folder: str | Path, *, device: str = "cpu") -> Judge:
         module.score.weight.copy_(score)
     module.eval().requires_grad_(False)
     return Judge(module, checkpoint, chat_format_for(checkpoint.config.family, checkpoint.folder))
-
-
-def _whole(config: ParallelConfig) -> ParallelConfig:
-    """The row that scores is no part of the sharded network, and one optimiser cannot move both."""
-    if config.kind == "fsdp" or config.tensor > 1:
-        raise ConfigError(
-            f'parallel.kind is "{config.kind}" and tensor {config.tensor}; a reward model is trained whole on each '
-            'process. Set them to "ddp" and 1.'
-        )
-    return dataclasses.replace(config, kind="ddp")
-
-
-def _headless(model: Transformer, config: RewardConfig) -> Transformer:
-    """Without the matrix that makes logits, where it is one of its own: nothing would train it, and nobody needs it."""
-    if config.adapter is None and not model.config.tie_embeddings:
-        model.head = nn.Identity()
-        model.config = dataclasses.replace(model.config, tie_embeddings=True)
-    return model
 
 
 def _write(config: RewardConfig, module: RewardModel, checkpoint: Checkpoint) -> Path:

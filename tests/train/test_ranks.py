@@ -5,25 +5,23 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from kiloq.checkpoint import GenerationDefaults
-from kiloq.model import Transformer
-from kiloq.tokenizer import Tokenizer
 from kiloq.train.data import write_tokens
+from kiloq.train.forward import Runtime
 from kiloq.train.parallel import Alone, join
 from kiloq.train.pieces import part
-from kiloq.train.preference import PreferenceConfig, prefer
-from kiloq.train.pretrain import ShapeConfig, qwen1_config
-from kiloq.train.recipe import load_recipe
-from kiloq.train.run_folder import export
+from kiloq.train.ranks import Ranks
 from kiloq.train.settings import ParallelConfig
-from kiloq.train.sft import SftConfig, sft
 from kiloq.train.state import newest_state
 
 DRIVER = Path(__file__).with_name("ranks_driver.py")
@@ -47,14 +45,19 @@ def torchrun(
     )
 
 
-@pytest.fixture(scope="module")
-def alone() -> Callable[..., None]:
-    """A job of the driver in this process."""
+def load_driver() -> ModuleType:
     spec = importlib.util.spec_from_file_location("ranks_driver", DRIVER)
     assert spec is not None
     assert spec.loader is not None
     driver = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(driver)
+    return driver
+
+
+@pytest.fixture(scope="module")
+def alone() -> Callable[..., None]:
+    """A job of the driver in this process."""
+    driver = load_driver()
 
     def run(out: Path, name: str, **options: str) -> None:
         driver.train(out, name, options)
@@ -68,6 +71,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, alone: Callable[..., None]) -
     out = corpus(tmp_path_factory.mktemp("ranks"))
     alone(out, "one")
     alone(out, "one_tied", tied="1")
+    alone(out, "one_bf16", precision="bf16")
     for name in ("grown", "cut"):
         alone(out, name, stop="3")
         assert newest_state(out / name) is not None
@@ -76,6 +80,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, alone: Callable[..., None]) -
         "ddp kind=ddp",
         "tied kind=fsdp tied=1",
         "fsdp kind=fsdp recompute=full",
+        "ddp_bf16 kind=ddp precision=bf16",
+        "fsdp_bf16 kind=fsdp precision=bf16",
         "micro kind=fsdp sync=micro",
         "ddp_paused kind=ddp stop=3",
         "ddp_paused kind=ddp",
@@ -115,6 +121,8 @@ def trained(run: Path) -> dict[str, torch.Tensor]:
         ("tied", "one_tied"),
         ("fsdp", "one"),
         ("micro", "one"),
+        ("ddp_bf16", "one_bf16"),
+        ("fsdp_bf16", "one_bf16"),
         ("halves", "one"),
         ("tied_halves", "one_tied"),
     ],
@@ -192,78 +200,31 @@ def test_shares_are_compiled_and_run_in_bf16(tmp_path: Path, alone: Callable[...
     assert log(out / "compiled_two") == pytest.approx(log(out / "compiled_one"), abs=1e-5)
 
 
+@pytest.fixture
+def two() -> Iterator[None]:
+    """The first of two processes, of which only this one is there."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield
+    dist.destroy_process_group()
+
+
+def test_matrices_of_a_full_run_are_gathered_in_the_type_of_products(two: None) -> None:
+    model = load_driver().tiny(tied=False).requires_grad_(True)
+    Ranks(ParallelConfig(kind="fsdp"), "cpu").spread(model, Runtime("cpu", torch.bfloat16, compiled=False))
+    assert isinstance(model.blocks[0].attn.qkv.weight, DTensor)
+    for module in (model, model.blocks[0]):
+        module.unshard()
+    block = model.blocks[0]
+    types = {name: one.dtype for name, one in model.named_parameters() if not isinstance(one, DTensor)}
+    assert {types[f"blocks.0.{name}.weight"] for name in ("attn.qkv", "attn.out", "mlp.down")} == {torch.bfloat16}
+    assert block.attn_norm.weight.dtype == block.attn.q_norm.weight.dtype == model.embed.weight.dtype == torch.float32
+
+
 @pytest.mark.slow
 def test_a_number_that_is_none_in_one_process_stops_all(tmp_path: Path) -> None:
     failed = torchrun(corpus(tmp_path), "run kind=ddp nan=1")
     assert failed.returncode != 0
     assert failed.stderr.count("NumericsError: step 3: loss is nan") == 2
-
-
-def chat_base(folder: Path, tokenizer: Tokenizer) -> None:
-    """A tiny base model in `folder`/base."""
-    shape = ShapeConfig(hidden_size=64, num_layers=2, num_heads=4, intermediate_size=128, trained_length=128)
-    model = Transformer(qwen1_config(shape, tokenizer.size))
-    model.init_weights(torch.Generator().manual_seed(0))
-    end = tokenizer.end_of_text_id
-    raw = GenerationDefaults(stop_ids=(end,), pad_id=end, chat_format="raw", max_window=512)
-    export(folder / "base", model, tokenizer, raw)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_preferences_teach_several_processes_what_they_teach_one(
-    tmp_path: Path, tokenizer: Tokenizer, kind: str
-) -> None:
-    chat_base(tmp_path, tokenizer)
-    rows = [{"prompt": f"question {i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(16)]
-    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    for name in ("one", "two"):
-        (tmp_path / f"{name}.toml").write_text(
-            f"""
-            out = "{tmp_path / name}"
-            model = "{tmp_path / "base"}"
-            data = [{{ path = "{tmp_path / "pairs.jsonl"}" }}]
-            held = [{{ name = "same", path = "{tmp_path / "pairs.jsonl"}" }}]
-            batch = {{ seq_len = 160, tokens = 320, accumulate = 4 }}
-            optim = {{ lr = 1e-2, steps = 4, warmup_steps = 1 }}
-            loop = {{ device = "cpu", precision = "fp32", compile = "off", log_every = 1, eval_every = 2, report = [] }}
-            parallel = {{ kind = "{kind}" }}
-            """,
-            encoding="utf-8",
-        )
-    prefer(load_recipe(PreferenceConfig, tmp_path / "one.toml"))
-    done = torchrun(tmp_path / "two.toml", script=("-m", "kiloq", "train", "dpo"))
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert log(tmp_path / "two") == pytest.approx(log(tmp_path / "one"), abs=1e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("quantization", ["", "quantization = 'int4'", "quantization = 'nf4'"])
-def test_adapters_learn_the_same_beside_a_model_in_parts(
-    tmp_path: Path, tokenizer: Tokenizer, quantization: str
-) -> None:
-    chat_base(tmp_path, tokenizer)
-    rows = [{"instruction": f"question {i}", "output": f"answer {i}"} for i in range(16)]
-    (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    for name, kind in (("one", "auto"), ("two", "fsdp")):
-        (tmp_path / f"{name}.toml").write_text(
-            f"""
-            out = "{tmp_path / name}"
-            model = "{tmp_path / "base"}"
-            data = [{{ path = "{tmp_path / "chat.jsonl"}" }}]
-            adapter = {{ rank = 4, dropout = 0.0{", " if quantization else ""}{quantization} }}
-            batch = {{ seq_len = 160, tokens = 160, accumulate = 4 }}
-            optim = {{ lr = 1e-2, steps = 4, warmup_steps = 1 }}
-            loop = {{ device = "cpu", precision = "fp32", compile = "off", log_every = 1, report = [] }}
-            parallel = {{ kind = "{kind}" }}
-            """,
-            encoding="utf-8",
-        )
-    sft(load_recipe(SftConfig, tmp_path / "one.toml"))
-    done = torchrun(tmp_path / "two.toml", script=("-m", "kiloq", "train", "sft"))
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert log(tmp_path / "two") == pytest.approx(log(tmp_path / "one"), abs=1e-5)
-    assert (tmp_path / "two" / "adapter" / "adapter_model.safetensors").exists()
 
 
 def test_without_torchrun_a_run_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
