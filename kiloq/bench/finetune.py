@@ -55,7 +55,7 @@ class Cell:
 
     @property
     def loop(self) -> LoopConfig:
-        return LoopConfig(device=self.device, checkpointing=self.checkpointing, compile=self.compile)  # type: ignore[arg-type]
+        return LoopConfig(device=self.device, checkpointing=self.checkpointing, compile=self.compile)  # type: ignore[arg-type]  # its words
 
 
 def fill(cells: Sequence[Cell], known: Path | None, room: float, told: Callable[[], None]) -> list[dict[str, object]]:
@@ -79,7 +79,7 @@ def fill(cells: Sequence[Cell], known: Path | None, room: float, told: Callable[
 
 def table(results: Sequence[Mapping[str, object]]) -> str:
     """The README's columns: memory and seconds of an iteration; (in brackets) what is predicted and did not fit."""
-    cells = [Cell(**one["cell"]) for one in results]  # type: ignore[arg-type]
+    cells = [Cell(**one["cell"]) for one in results]  # type: ignore[arg-type]  # asdict of one
     lengths = sorted({cell.length for cell in cells})
     shown = {(c.shape, c.method, c.length): _entry(one) for c, one in zip(cells, results, strict=True)}
     rows = [
@@ -144,7 +144,7 @@ def measure(cell: Cell) -> dict[str, object]:
         for _ in range(micro_batches):
             ids = torch.randint(0, config.vocab_size, (length,), generator=generator)
             batch = Batch(ids, ids.roll(-1), torch.arange(length), [0, length])
-            (forward.cross_entropy(batch) / (length * micro_batches)).backward()  # type: ignore[no-untyped-call]
+            (forward.cross_entropy(batch) / (length * micro_batches)).backward()
         clip_gradients(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

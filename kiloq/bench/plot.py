@@ -18,7 +18,7 @@ Series = Mapping[str, Mapping[str, float]]
 def require_matplotlib() -> None:
     """A clear error before minutes are spent on measuring."""
     try:
-        import matplotlib  # noqa: F401
+        import matplotlib  # noqa: F401  # only whether it is there
     except ImportError as error:
         raise MissingExtraError(
             "--plot needs matplotlib, which is not installed: pip install 'kiloq[bench]', or leave --plot out."

@@ -83,7 +83,7 @@ def run_job(job: Job) -> Iterator[dict[str, object]]:
     model = _load(job)
     load_peak = peak_bytes(job.device)  # of making or reading the model; the cells' peaks are of generating
     for fields in job.cells:
-        cell = Cell(**fields)  # type: ignore[arg-type]
+        cell = Cell(**fields)  # type: ignore[arg-type]  # asdict of one, sent as JSON
         result = {
             "name": job.shape or job.model or "kiloq-mini-chat",
             "random_weights": job.shape is not None,

@@ -38,7 +38,7 @@ class OfflineError(Exception):
 def from_huggingface(repo: str, revision: str | None, cache: Path | None) -> tuple[Path, set[str]]:
     """The folder, and the sha256 sums that were compared on the way. Without `cache`, the hub library's own."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (  # type: ignore[attr-defined]
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # not in its __all__
         HTTPError,  # that of httpx or httpx2, whichever the library uses
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -69,7 +69,7 @@ def from_modelscope(repo: str, revision: str | None, cache: Path | None) -> tupl
     """As above; ModelScope's own library resumes files and compares their sha256."""
     fetch = _modelscope_library()
     from modelscope_hub.errors import HubError  # both come with it
-    from requests import HTTPError  # type: ignore[import-untyped, import-not-found, unused-ignore]
+    from requests import HTTPError  # type: ignore[import-untyped, import-not-found, unused-ignore]  # comes with modelscope alone
 
     try:
         for weights in (_WEIGHTS, _OLD_WEIGHTS):
@@ -126,7 +126,7 @@ def _fetch_large(repo: str, commit: str, files: Sequence["RepoSibling"], cache: 
     The library itself starts a file anew after an interruption; we keep the part and go on where it ended.
     """
     from huggingface_hub.constants import HF_HUB_CACHE
-    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # not in its __all__
 
     name, cache = f"models--{repo.replace('/', '--')}", cache or Path(HF_HUB_CACHE)
     blobs, locks = cache / name / "blobs", cache / ".locks" / name
@@ -156,7 +156,7 @@ def _fetch_large(repo: str, commit: str, files: Sequence["RepoSibling"], cache: 
 def _fetch_one(repo: str, commit: str, file: "RepoSibling", blob: Path) -> None:
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # not in its __all__
 
     if blob.exists():  # another process was faster
         return

@@ -14,8 +14,8 @@ from kiloq.errors import KiloqError
 
 def chat(
     *,
-    model: ModelOptions = ModelOptions(),  # noqa: B008  # frozen
-    sampling: SamplingOptions = SamplingOptions(),  # noqa: B008  # frozen
+    model: ModelOptions = ModelOptions(),
+    sampling: SamplingOptions = SamplingOptions(),
     system: System = None,
     continued: Annotated[
         Path | None, Parameter(name=["--continue", "-c"], help="A conversation that `:save` wrote, to go on with.")

@@ -33,7 +33,7 @@ def convert(
     ] = False,
     dtype: Annotated[str, Parameter(help="float32, bfloat16, float16, or auto (as stored).")] = "auto",
     revision: Revision = None,
-    data: CalibrationOptions = CalibrationOptions(),  # noqa: B008  # frozen
+    data: CalibrationOptions = CalibrationOptions(),
 ) -> None:
     """Write a checkpoint in another layout, without its quantisation, or with an adapter merged into it."""
     from kiloq.checkpoint import convert_checkpoint, open_checkpoint

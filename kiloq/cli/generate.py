@@ -44,8 +44,8 @@ def generate(
             help="Where the answers go; the same command again continues a broken run. Default: standard output.",
         ),
     ] = None,
-    model: ModelOptions = ModelOptions(),  # noqa: B008  # frozen
-    sampling: SamplingOptions = SamplingOptions(),  # noqa: B008  # frozen
+    model: ModelOptions = ModelOptions(),
+    sampling: SamplingOptions = SamplingOptions(),
     system: Annotated[
         str | None, Parameter(name=["--system", "-s"], help="The system prompt of conversations that bring none.")
     ] = None,

@@ -89,8 +89,8 @@ def ask(
     *question: Annotated[
         str, Parameter(help="What to ask; `-` reads it from standard input.", allow_leading_hyphen=True)
     ],
-    model: ModelOptions = ModelOptions(),  # noqa: B008  # frozen
-    sampling: SamplingOptions = SamplingOptions(),  # noqa: B008  # frozen
+    model: ModelOptions = ModelOptions(),
+    sampling: SamplingOptions = SamplingOptions(),
     system: System = None,
 ) -> None:
     """One question, one answer; without a question, this page."""

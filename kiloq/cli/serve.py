@@ -99,7 +99,7 @@ class DoorOptions:
 
 def serve(
     *,
-    model: ModelOptions = ModelOptions(),  # noqa: B008  # frozen
+    model: ModelOptions = ModelOptions(),
     door: DoorOptions = DoorOptions(),
 ) -> int:
     """Serve a model to OpenAI and DashScope clients, and a web page, on one port."""

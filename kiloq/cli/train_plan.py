@@ -12,10 +12,12 @@ from kiloq.cli.terminal import write
 from kiloq.errors import ConfigError
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from kiloq.model import ModelConfig
     from kiloq.train.plan import Load, Plan
 
-T = TypeVar("T")
+T = TypeVar("T", bound="DataclassInstance")
 
 
 def plan(

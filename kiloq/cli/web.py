@@ -27,8 +27,8 @@ def web(
     *,
     url: Annotated[str | None, Parameter(help="Open the page of a server that runs already.")] = None,
     browser: Annotated[bool, Parameter(help="Open a browser; without one, the page's address is only printed.")] = True,
-    model: ModelOptions = ModelOptions(),  # noqa: B008  # frozen
-    door: DoorOptions = DoorOptions(),  # noqa: B008  # frozen
+    model: ModelOptions = ModelOptions(),
+    door: DoorOptions = DoorOptions(),
 ) -> int:
     """Serve a model and open its page, whose address goes to stdout. A port that is taken gives way to the next."""
     if url is not None:

@@ -202,7 +202,7 @@ class _Vocabulary:
 def _trie(tokenizer: Tokenizer, vocab_size: int) -> "LLTokenizer":
     from llguidance import LLTokenizer
 
-    return LLTokenizer(_Vocabulary(tokenizer, vocab_size), n_vocab=vocab_size + 1)  # type: ignore[arg-type]
+    return LLTokenizer(_Vocabulary(tokenizer, vocab_size), n_vocab=vocab_size + 1)  # type: ignore[arg-type]  # what it calls is there
 
 
 def _compiled(constraint: Constraint, trie: "LLTokenizer") -> "LLMatcher":

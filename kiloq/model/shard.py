@@ -88,7 +88,7 @@ class SplitRows(Split):
     """Takes a share of the inputs; the processes' products are added."""
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = _Leave.apply(F.linear(x, self.weight), self.group)  # type: ignore[no-untyped-call]
+        out: Tensor = _Leave.apply(F.linear(x, self.weight), self.group)  # type: ignore[no-untyped-call]  # torch's, untyped
         return out
 
 
@@ -164,14 +164,14 @@ def _split_heads(attention: Attention, ways: int, group: dist.ProcessGroup) -> N
 
 
 def _enter(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    out: Tensor = _Enter.apply(x, group)  # type: ignore[no-untyped-call]
+    out: Tensor = _Enter.apply(x, group)  # type: ignore[no-untyped-call]  # torch's, untyped
     return out
 
 
 def _sum(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     # Not in place: autograd, recomputation and the compiler know what becomes of the tensors.
     begun = collectives.all_reduce(x.contiguous(), "sum", group)
-    summed: Tensor = collectives.wait_tensor(begun)  # type: ignore[no-untyped-call]
+    summed: Tensor = collectives.wait_tensor(begun)
     return summed
 
 

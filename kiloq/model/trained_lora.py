@@ -211,7 +211,7 @@ def _add(out: Tensor, mixed: Tensor, slices: Sequence[Slice], scales: Sequence[f
     # Selective recomputation, a dispatch mode, keeps products to use them again: those must stay what they were.
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
         out = out.clone()
-    added: Tensor = _AddLowRank.apply(out, mixed, tuple(slices), tuple(scales), *ups)  # type: ignore[no-untyped-call]
+    added: Tensor = _AddLowRank.apply(out, mixed, tuple(slices), tuple(scales), *ups)  # type: ignore[no-untyped-call]  # torch's, untyped
     return added
 
 

@@ -45,7 +45,7 @@ class FrozenLinear(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FrozenLinear":
         # .to(torch.bfloat16) means the network around it: scales that lost digits would be other weights.
         kept = {name: one for name, one in self._buffers.items() if one is not None and one.is_floating_point()}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's, untyped
         for name, one in kept.items():
             self._buffers[name] = one.to(self.codes.device)
         return self
@@ -53,7 +53,7 @@ class FrozenLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        out: Tensor = _Multiply.apply(x, self, dtype)  # type: ignore[no-untyped-call]
+        out: Tensor = _Multiply.apply(x, self, dtype)  # type: ignore[no-untyped-call]  # torch's, untyped
         return out
 
     def extra_repr(self) -> str:

@@ -45,7 +45,7 @@ def pack_words(numbers: Tensor, bits: Bits, dim: int) -> Tensor:
     """The reverse of `unpack_words`; the length along `dim` must fill whole words."""
     last = numbers.to(torch.uint8).movedim(dim, -1).contiguous()
     if bits == 4:
-        pairs = last.unflatten(-1, (-1, 2))  # type: ignore[no-untyped-call]
+        pairs = last.unflatten(-1, (-1, 2))
         last = pairs[..., 0] | (pairs[..., 1] << 4)
     words = last.flatten().view(torch.int32).view(*last.shape[:-1], -1)
     return words.movedim(-1, dim).contiguous()

@@ -127,7 +127,7 @@ class Continuations:
         streams: list[AnswerStream] = []
         try:
             for prompt in prompts:
-                streams.append(await service.engine.open(prompt.ids, params, adapter=adapter))  # noqa: PERF401
+                streams.append(await service.engine.open(prompt.ids, params, adapter=adapter))  # noqa: PERF401  # what is open must be known
         except BaseException:
             for stream in streams:
                 stream.close()

@@ -60,7 +60,7 @@ class ApiError(KiloqError):
         self.problem = problem
 
 
-def problem_of(error: Exception) -> Problem:
+def problem_of(error: Exception) -> Problem:  # noqa: PLR0911  # one for each kind of error
     """What to tell of an error; anything that is not a person's mistake becomes a 500 without details."""
     match error:
         case ApiError():

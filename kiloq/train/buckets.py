@@ -23,11 +23,11 @@ class Buckets:
                 self.buckets.append([parameter])
             else:
                 last.append(parameter)
-        self.place = {p: number for number, bucket in enumerate(self.buckets) for p in bucket}
+        self.place: dict[Tensor, int] = {p: number for number, bucket in enumerate(self.buckets) for p in bucket}
         self.missing: list[set[nn.Parameter]] | None = None  # per bucket, while gradients are being added up
         self.sent: list[tuple[Tensor, dist.Work]] = []
         for parameter in parameters:
-            parameter.register_post_accumulate_grad_hook(self._ready)  # type: ignore[no-untyped-call]
+            parameter.register_post_accumulate_grad_hook(self._ready)
 
     @contextmanager
     def summing(self) -> Iterator[None]:
@@ -49,7 +49,7 @@ class Buckets:
     def _ready(self, parameter: Tensor) -> None:
         if self.missing is None:
             return
-        self.missing[self.place[parameter]].discard(parameter)  # type: ignore[index]
+        self.missing[self.place[parameter]].discard(parameter)
         # In order, whatever becomes ready first: all processes must send the same message at the same time.
         while len(self.sent) < len(self.buckets) and not self.missing[len(self.sent)]:
             self._send()

@@ -58,7 +58,7 @@ def token_log_probs(
 def trained_log_probs(hidden: Tensor, head: Tensor | HeadMatrix, targets: Tensor, *, columns: int) -> Tensor:
     """`token_log_probs` where every token has a target."""
     matrix = head if isinstance(head, HeadMatrix) else HeadMatrix(head)
-    found: Tensor = _TokenLogProbs.apply(hidden, targets, columns, *matrix)  # type: ignore[no-untyped-call]
+    found: Tensor = _TokenLogProbs.apply(hidden, targets, columns, *matrix)  # type: ignore[no-untyped-call]  # torch's, untyped
     return found
 
 

@@ -50,6 +50,6 @@ class MuonAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._muon.step()  # type: ignore[no-untyped-call]
+        self._muon.step()
         self._adamw.step()
         return loss

@@ -128,7 +128,7 @@ class Alone:
         return objective, optimizer
 
     def backward(self, loss: Tensor) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
     def total(self, values: Sequence[float] | Tensor) -> list[float]:
         return torch.as_tensor(values, dtype=torch.float64).tolist()

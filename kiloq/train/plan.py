@@ -134,17 +134,17 @@ def _step(model: Transformer, load: Load, held: "_Held") -> dict[str, int]:
 
     def at_embedding(_module: nn.Module, _inputs: Any, out: Tensor) -> None:
         if out.requires_grad:
-            out.register_hook(lambda _gradient: begin("blocks"))  # type: ignore[no-untyped-call]
+            out.register_hook(lambda _gradient: begin("blocks"))
 
     model.get_submodule("embed").register_forward_hook(at_embedding)
     held.peak = held.now
     hidden = forward(Batch(ids, ids, ids, list(range(0, load.tokens + 1, load.seq_len))))
     begin("forward")
-    hidden.register_hook(lambda _gradient: begin("loss"))  # type: ignore[no-untyped-call]
+    hidden.register_hook(lambda _gradient: begin("loss"))
     columns = columns_at_once(targets, load.runtime.device.partition(":")[0])
     found = trained_log_probs(hidden[:targets], head_of(model), ids[:targets], columns=columns)
     del hidden
-    found.sum().backward()  # type: ignore[no-untyped-call]
+    found.sum().backward()
     begin("embedding" if "blocks" in phases else "blocks")
     return {"embedding": 0, **phases}
 
@@ -158,11 +158,11 @@ def _storages(model: nn.Module) -> list[torch.UntypedStorage]:
     return list(found.values())
 
 
-class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Held(TorchDispatchMode):
     """Counts the bytes of all tensors that are alive, `now` and at the `peak`."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's, untyped
         self.now = self.peak = 0
         self._seen: set[int] = set()
 

@@ -112,7 +112,7 @@ class Ranks:
         return objective, optimizer
 
     def backward(self, loss: Tensor) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
     def total(self, values: Sequence[float] | Tensor) -> list[float]:
         summed = torch.as_tensor(values, dtype=torch.float64, device=self.device)

@@ -7,11 +7,14 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kiloq.errors import ConfigError
 
-Config = TypeVar("Config")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
 
 
 def load_recipe(kind: type[Config], path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -35,7 +38,7 @@ def read_table(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 def parse_config(kind: type[Config], table: Mapping[str, object], where: str = "") -> Config:
     """Check a table against a dataclass: unknown, missing and wrongly typed keys are errors that name the key."""
     hints = typing.get_type_hints(kind)
-    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    fields = {field.name: field for field in dataclasses.fields(kind)}
     for key in table:
         if key not in fields:
             raise ConfigError(f"{where}{key} is not a setting.{_nearest(key, list(fields))}")
@@ -89,7 +92,7 @@ def _convert(hint: Any, value: object, where: str) -> object:
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise ConfigError(f"{where} is {value!r}; it must be a table of settings.")
-        return parse_config(hint, value, f"{where}.")  # type: ignore[arg-type]
+        return parse_config(hint, value, f"{where}.")  # type: ignore[arg-type]  # a type, not an instance
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
@@ -107,9 +110,9 @@ def _sequence(hint: Any, value: object, where: str) -> object:
     return tuple(_convert(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
 
 
-def _lines(config: object, prefix: str) -> list[str]:
+def _lines(config: Any, prefix: str) -> list[str]:
     plain, tables = [], []
-    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+    for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         name = f"{prefix}{field.name}"
         if value is None:

@@ -83,9 +83,9 @@ def test_a_process_of_its_own_gives_every_cell_and_the_predicted_memory() -> Non
     cells = ({"prompt_tokens": 8, "new_tokens": 2}, {"prompt_tokens": 8, "new_tokens": 3, "batch": 2})
     told = []
     results = run_in_child(Job(precision="int8", cells=cells, repeats=1), lambda: told.append(1))
-    assert [result["cell"]["new_tokens"] for result in results] == [2, 3]  # type: ignore[index]
+    assert [result["cell"]["new_tokens"] for result in results] == [2, 3]
     assert len(told) == 2
-    assert all(result["peak_bytes"] > result["weight_bytes"] + result["cache_bytes"] for result in results)  # type: ignore[operator]
+    assert all(result["peak_bytes"] > result["weight_bytes"] + result["cache_bytes"] for result in results)
 
 
 def test_an_error_in_the_process_is_the_persons_one_line() -> None:

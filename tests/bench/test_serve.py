@@ -65,8 +65,10 @@ def test_an_answer_that_is_no_stream_is_counted_too(server: ServerProcess) -> No
     assert "error" in refused.message
 
 
-def test_the_command_writes_a_report_and_a_picture(server: ServerProcess, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
-    words = "bench serve --clients 3 --requests 5 --lengths 20x6 --endpoint chat".split()  # noqa: SIM905
+def test_the_command_writes_a_report_and_a_picture(
+    server: ServerProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "bench serve --clients 3 --requests 5 --lengths 20x6 --endpoint chat".split()  # noqa: SIM905  # as it is typed
     out = ["--json", str(tmp_path / "r.json"), "--plot", str(tmp_path / "r.png")]
     assert run([*words, "--url", f"{server.url}/v1", *out]) == 0
     assert "5 of 5 requests done" in capsys.readouterr().out
@@ -91,7 +93,7 @@ def test_the_command_writes_a_report_and_a_picture(server: ServerProcess, tmp_pa
         (["--fields", "[1]"], "--fields"),
     ],
 )
-def test_a_mistake_is_one_clear_line(words: list[str], match: str, capsys) -> None:  # type: ignore[no-untyped-def]
+def test_a_mistake_is_one_clear_line(words: list[str], match: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", "serve", *words]) == 1
     said = capsys.readouterr().err
     assert match in said

@@ -90,7 +90,7 @@ def test_a_share_of_the_clients_departs_at_every_moment() -> None:
 
 def outcome(began: float, *times: float, state: str = "done", ended: float | None = None) -> Outcome:
     found = Outcome(Ask("/", b"", 4), began, array("d", times), ended if ended is not None else times[-1])
-    found.state, found.answer_tokens, found.prompt_tokens = state, len(times), 10  # type: ignore[assignment]
+    found.state, found.answer_tokens, found.prompt_tokens = state, len(times), 10
     return found
 
 

@@ -36,7 +36,7 @@ Final Answer: the final answer to the original input question
 
 Begin!
 
-Question: """  # noqa: E501
+Question: """  # noqa: E501  # the model's own words, line by line
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 CALL = {"role": "assistant", "content": "I add.", "function_call": {"name": "add", "arguments": '{"a": 1}'}}
 

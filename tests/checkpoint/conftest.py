@@ -52,7 +52,7 @@ def make_config(tokenizer: Tokenizer) -> Callable[..., ModelConfig]:
             max_length=256,
             dtype="float32",
         )
-        return replace(config, **changes)  # type: ignore[arg-type]
+        return replace(config, **changes)
 
     return make
 

@@ -80,7 +80,7 @@ def test_the_chat_template_renders_what_we_render(write: Write, tmp_path: Path) 
     for messages in (talk, [("system", "be {{ kind }}"), *talk], talk[:1]):
         for prompt in (True, False):
             rendered = render(
-                [Message(role=role, content=text) for role, text in messages],  # type: ignore[arg-type]
+                [Message(role=role, content=text) for role, text in messages],
                 tokenizer,
                 ours,
                 add_generation_prompt=prompt,

@@ -35,7 +35,7 @@ def test_the_published_v1_files(model: str, chat_format: str, shared_data: Path)
     assert defaults == GenerationDefaults(
         stop_ids=(151645, 151644, 151643) if chat_format == "chatml" else (151643,),
         pad_id=151643,
-        chat_format=chat_format,  # type: ignore[arg-type]
+        chat_format=chat_format,
         max_window=6144,
         max_tokens=512,
         temperature=1.0,
@@ -116,11 +116,11 @@ def test_what_is_written_is_read_back(
     defaults = GenerationDefaults(
         stop_ids=(*turn_ends, tokenizer.end_of_text_id, 7),
         pad_id=3,
-        chat_format=chat_format,  # type: ignore[arg-type]
+        chat_format=chat_format,
         max_window=99,
         max_tokens=11,
         temperature=temperature,
         repetition_penalty=1.05,
-        **sampling,  # type: ignore[arg-type]
+        **sampling,
     )
     assert read(family, defaults.to_json(family, tokenizer)) == defaults

@@ -306,7 +306,7 @@ def test_modelscope_without_its_package_names_the_extra(person: Person) -> None:
     ],
 )
 def test_every_spelling_is_one_id(model: str, hub_name: str) -> None:
-    assert parse_id(model) == ModelId(hub_name, "Qwen/Qwen-7B-Chat")  # type: ignore[arg-type]
+    assert parse_id(model) == ModelId(hub_name, "Qwen/Qwen-7B-Chat")
 
 
 def test_the_hub_can_be_named_apart() -> None:

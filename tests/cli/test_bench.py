@@ -102,7 +102,7 @@ def test_a_missing_matplotlib_is_told_before_anything_is_measured(
     def without(name: str, *rest: object, **more: object) -> object:
         if name.startswith("matplotlib"):
             raise ImportError(name)
-        return real(name, *rest, **more)  # type: ignore[arg-type]
+        return real(name, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", without)
     assert run(["bench", "speed", "--plot", str(tmp_path / "x.png")]) == 1

@@ -140,7 +140,7 @@ def test_a_stopped_run_goes_on(
         calls += 1
         if calls == 6:
             raise KeyboardInterrupt
-        return whole(*args)  # type: ignore[arg-type]
+        return whole(*args)
 
     monkeypatch.setattr(calibrate, "quantize_matrix", interrupted)
     assert run(command) == 130

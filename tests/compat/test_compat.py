@@ -273,7 +273,7 @@ def test_unknown_settings_are_answered_with_the_nearest_name(
     with pytest.raises(RequestError, match="Did you mean 'top_p'"):
         GenerationConfig.from_pretrained(chat_folder, topp=0.5)
     with pytest.raises(AttributeError):
-        model.generation_config.topp = 1  # type: ignore[attr-defined]
+        model.generation_config.topp = 1
     with pytest.raises(KiloqError, match="top_p is 2"):
         model.chat(tokenizer, "x", top_p=2)
 

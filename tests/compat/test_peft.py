@@ -33,7 +33,7 @@ def trained(chat_folder: Path, tmp_path: Path) -> Trained:
             write_quantized(base, open_checkpoint(chat_folder), codes.items())
         else:
             shutil.copytree(chat_folder, base)
-        checkpoint, config = open_checkpoint(base), AdapterConfig(rank=2, dropout=0.0, **adapter)  # type: ignore[arg-type]
+        checkpoint, config = open_checkpoint(base), AdapterConfig(rank=2, dropout=0.0, **adapter)
         model = (load_frozen if quantized else load_dense)(checkpoint, dtype="float32")
         attach(model, checkpoint, config)
         generator = torch.Generator().manual_seed(3)

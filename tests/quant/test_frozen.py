@@ -125,7 +125,7 @@ class Peak(TorchDispatchMode):
         self.live: Counter[int] = Counter()  # tensors of a storage
         self.held = self.most = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         known = {x.untyped_storage().data_ptr() for x in args if isinstance(x, Tensor)} - self.live.keys()
         for one in out if isinstance(out, tuple | list) else [out]:

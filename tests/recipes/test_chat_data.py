@@ -34,7 +34,7 @@ def texts(sample: Sample) -> list[str]:
 
 def last_answer(sample: Sample) -> str:
     """What the model has to say at the end, a call in one line after its thought."""
-    calls = [call["function"] for call in sample.messages[-1].get("tool_calls", ())]  # type: ignore[attr-defined]
+    calls = [call["function"] for call in sample.messages[-1].get("tool_calls", ())]
     return "\n".join([texts(sample)[-1], *(f"{call['name']} {call['arguments']}" for call in calls)])
 
 

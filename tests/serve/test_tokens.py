@@ -51,11 +51,11 @@ def test_messages_count_as_many_tokens_as_their_answer_is_charged(
     told = httpx.post(f"{server.url}/tokenize", json={"messages": messages}).json()
     client = openai.OpenAI(base_url=server.openai, api_key="none")
     prompt = client.completions.create(model="Qwen", prompt=told["tokens"], max_tokens=1)
-    answer = client.chat.completions.create(model="Qwen", messages=messages, max_tokens=1)  # type: ignore[arg-type]
+    answer = client.chat.completions.create(model="Qwen", messages=messages, max_tokens=1)
     assert prompt.usage
     assert answer.usage
     assert told["count"] == prompt.usage.prompt_tokens == answer.usage.prompt_tokens
-    assert told["max_model_len"] == client.models.retrieve("Qwen").max_model_len  # type: ignore[attr-defined]
+    assert told["max_model_len"] == client.models.retrieve("Qwen").max_model_len
     shorter = httpx.post(f"{server.url}/tokenize", json={"messages": messages, "add_generation_prompt": False}).json()
     assert shorter["tokens"] == told["tokens"][: shorter["count"]]
     assert shorter["count"] < told["count"]

@@ -91,7 +91,7 @@ def test_a_silent_stream_is_kept_alive_and_data_is_not_delayed(monkeypatch: pyte
                 if message["body"] == KEEP_ALIVE:
                     was_kept_alive.set()
 
-        await EventStream(chunks(), lambda: None, {})(scope(), never, send)  # type: ignore[arg-type]
+        await EventStream(chunks(), lambda: None, {})(scope(), never, send)
 
     asyncio.run(run())
     assert sent[0] == KEEP_ALIVE
@@ -109,7 +109,7 @@ def test_an_error_in_a_stream_is_its_last_event_and_without_details(caplog: pyte
     async def send(message: dict[str, Any]) -> None:
         sent.append(message.get("body", b""))
 
-    asyncio.run(EventStream(chunks(), lambda: closed.append(True), {})(scope(), never, send))  # type: ignore[arg-type]
+    asyncio.run(EventStream(chunks(), lambda: closed.append(True), {})(scope(), never, send))
     assert sent[1] == b"data: 1\n\n"
     assert b'"internal_error"' in sent[2]
     assert b"secret" not in sent[2]

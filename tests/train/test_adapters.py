@@ -253,7 +253,7 @@ SEVEN = {
 def test_of_seven_billion_rank_64_trains_what_the_shapes_add_up_to(
     family: str, line: str, tokenizer: Tokenizer
 ) -> None:
-    model = empty_model(ModelConfig(family=family, **SEVEN))  # type: ignore[arg-type]
+    model = empty_model(ModelConfig(family=family, **SEVEN))
     end = tokenizer.im_end_id
     generation = GenerationDefaults(stop_ids=(end,), pad_id=end, chat_format="chatml", max_window=64)
     with torch.device("meta"):
@@ -276,7 +276,7 @@ def test_rows_of_control_tokens_are_trained_where_the_models_own_files_lack_them
     chat: bool, is_chat: bool, changes: dict[str, object], tokens: list[str], tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     checkpoint = as_checkpoint(peer("qwen3"), tmp_path / "a-chat-model", tokenizer, chat=chat)
-    model, config = load_dense(checkpoint), AdapterConfig(rank=2, **changes)  # type: ignore[arg-type]
+    model, config = load_dense(checkpoint), AdapterConfig(rank=2, **changes)
     attach(model, checkpoint, config, is_chat=is_chat)
     ids = tuple(tokenizer.vocabulary.special[token] for token in tokens)
     rows = stored(model, config).rows
@@ -335,11 +335,11 @@ def test_in_bf16_the_trained_numbers_are_fp32_and_the_rest_is_not(
     losses = []
     for dtype, precision in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
         model = load_dense(checkpoint, dtype=dtype)
-        attach(model, checkpoint, AdapterConfig(rank=3, dropout=0.0, embeddings=embeddings))  # type: ignore[arg-type]
+        attach(model, checkpoint, AdapterConfig(rank=3, dropout=0.0, embeddings=embeddings))
         disturb(model)
         kinds = {one.requires_grad: one.dtype for one in model.parameters()}
         assert kinds == {True: torch.float32, False: dtype}
-        runtime = Runtime.choose(LoopConfig(device="cpu", precision=precision, compile="off"))  # type: ignore[arg-type]
+        runtime = Runtime.choose(LoopConfig(device="cpu", precision=precision, compile="off"))
         loss = Forward(model.train(), runtime, seq_len=32).cross_entropy(batch())
         loss.backward()
         assert all(one.grad is not None for one in model.parameters() if one.requires_grad)
@@ -377,7 +377,7 @@ def test_what_is_no_update_beside_a_model_is_not_served(
     changes: dict[str, object], tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     checkpoint = as_checkpoint(peer("qwen2"), tmp_path / "base", tokenizer, chat=True)
-    model, config = load_dense(checkpoint), AdapterConfig(rank=2, **changes)  # type: ignore[arg-type]
+    model, config = load_dense(checkpoint), AdapterConfig(rank=2, **changes)
     attach(model, checkpoint, config)
     with pytest.raises(ConfigError, match=r"merge it|Serve the trained network"):
         as_adapter(model)

@@ -156,7 +156,7 @@ def test_gradients_do_not_depend_on_how_pairs_are_packed(
         stream.reference[:] = [[-30.0, -20.0]] * len(data)
         model.zero_grad()
         for batch in stream.one_pass():
-            objective(batch).total.backward()  # type: ignore[no-untyped-call]
+            objective(batch).total.backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)

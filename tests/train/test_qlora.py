@@ -77,7 +77,7 @@ def recipe(model: Path, out: Path, **adapter: object) -> SftConfig:
         out=str(out),
         model=str(model),
         data=(ChatSource(path=str(data)),),
-        adapter=AdapterConfig(**{"rank": 4, "dropout": 0.0, **adapter}),  # type: ignore[arg-type]
+        adapter=AdapterConfig(**{"rank": 4, "dropout": 0.0, **adapter}),
         batch=BatchConfig(seq_len=160, tokens=320),
         optim=OptimConfig(lr=1e-2, steps=6, warmup_steps=1, weight_decay=0.0),
         loop=LOOP,

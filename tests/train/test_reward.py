@@ -36,7 +36,7 @@ def talk(question: str, answer: str) -> list[Message]:
 def make_config(tmp_path: Path, tokenizer: Tokenizer) -> Callable[..., RewardConfig]:
     def make(family: str = "qwen", *, tied: bool = False) -> RewardConfig:
         config = ModelConfig(
-            family=family,  # type: ignore[arg-type]
+            family=family,
             vocab_size=-(-tokenizer.size // 64) * 64,
             hidden_size=32,
             num_layers=2,
@@ -156,7 +156,7 @@ def test_scores_are_read_where_the_answer_ends_and_gradients_are_the_slopes(
     assert set(batch.flat.ids[ends].tolist()) == {tokenizer.im_end_id}
     assert (batch.flat.targets[ends - 1] != IGNORE).all()
     objective = reward_objective(Forward(model, Runtime("cpu", torch.float32, compiled=False), seq_len=200), module)
-    objective(batch).total.backward()  # type: ignore[no-untyped-call]
+    objective(batch).total.backward()
     bias = model.get_parameter("blocks.0.attn.qkv.bias")
     assert bias.grad is not None
     place, step = int(bias.grad.abs().argmax()), 1e-2

@@ -40,7 +40,7 @@ def make_trainer(
     def make(
         name: str = "run",
         *,
-        batch: BatchConfig = BatchConfig(seq_len=16, tokens=64),  # noqa: B008  # frozen
+        batch: BatchConfig = BatchConfig(seq_len=16, tokens=64),
         optim: OptimConfig = OPTIM,
         loop: LoopConfig = LOOP,
         watch: Watch[Batch] | None = None,
@@ -78,7 +78,7 @@ def break_off(trainer: Trainer[Batch], *, at: int) -> None:
             raise BrokenOffError
         return following()
 
-    trainer.batches.next_batch = next_batch  # type: ignore[method-assign]
+    trainer.batches.next_batch = next_batch
     with pytest.raises(BrokenOffError):
         trainer.run()
 
@@ -143,7 +143,7 @@ def test_a_signal_saves_before_it_stops(make_trainer: Callable[..., Trainer[Batc
             signal.raise_signal(signal.SIGTERM)
         return following()
 
-    trainer.batches.next_batch = next_batch  # type: ignore[method-assign]
+    trainer.batches.next_batch = next_batch
     assert trainer.run() == "paused"
     resumed = make_trainer()
     resumed.run()
@@ -180,7 +180,7 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_good_state(
             trainer.module.norm.weight.data.fill_(torch.nan)
         return following()
 
-    trainer.batches.next_batch = next_batch  # type: ignore[method-assign]
+    trainer.batches.next_batch = next_batch
     with pytest.raises(NumericsError, match=r"step 5: loss is nan.*lower optim\.lr"):
         trainer.run()
     resumed = make_trainer()

@@ -73,7 +73,7 @@ def test_what_contradicts_the_recipe_or_is_unknown_is_refused(
 def test_a_file_belongs_to_deepspeed_alone() -> None:
     for kind, config in (("deepspeed", ""), ("fsdp", "ds.json")):
         with pytest.raises(ConfigError, match="belongs to kind deepspeed"):
-            ParallelConfig(kind=kind, config=config)  # type: ignore[arg-type]
+            ParallelConfig(kind=kind, config=config)
 
 
 def test_deepspeed_does_not_train_models_in_shares() -> None:

@@ -43,7 +43,7 @@ def test_every_form_of_prompt_gives_the_engines_own_text(
 ) -> None:
     ids = [tokenizer.encode(prompt) for prompt in PROMPTS]
     prompt: Any = {"text": PROMPTS[0], "texts": PROMPTS, "ids": ids[0], "lists of ids": ids}[form]
-    answer = client.completions.create(model="Qwen", prompt=prompt, **GREEDY)  # type: ignore[arg-type]
+    answer = client.completions.create(model="Qwen", prompt=prompt, **GREEDY)
     count = 1 if form in ("text", "ids") else len(PROMPTS)
     assert [choice.index for choice in answer.choices] == list(range(count))
     assert [choice.text for choice in answer.choices] == greedy_texts[:count]
@@ -105,7 +105,7 @@ def test_choices_of_a_prompt_are_together_and_differ_by_their_own_seed(client: o
 
 def test_stop_cuts_the_text_and_its_tokens(client: openai.OpenAI, greedy_texts: list[str]) -> None:
     stop = greedy_texts[0][5:8]
-    answer = client.completions.create(model="Qwen", prompt=PROMPTS[0], stop=stop, logprobs=1, **GREEDY)  # type: ignore[call-overload]
+    answer = client.completions.create(model="Qwen", prompt=PROMPTS[0], stop=stop, logprobs=1, **GREEDY)
     choice = answer.choices[0]
     assert choice.text == greedy_texts[0][: greedy_texts[0].index(stop)]
     assert choice.finish_reason == "stop"
@@ -114,7 +114,7 @@ def test_stop_cuts_the_text_and_its_tokens(client: openai.OpenAI, greedy_texts: 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_tokens_lie_in_the_text_at_their_offsets(client: openai.OpenAI, tokenizer: Tokenizer, prompt: str) -> None:
-    answer = client.completions.create(model="Qwen", prompt=prompt, echo=True, logprobs=2, **GREEDY)  # type: ignore[call-overload]
+    answer = client.completions.create(model="Qwen", prompt=prompt, echo=True, logprobs=2, **GREEDY)
     choice = answer.choices[0]
     assert choice.text.startswith(prompt)
     lists = choice.logprobs
@@ -130,14 +130,14 @@ def test_tokens_lie_in_the_text_at_their_offsets(client: openai.OpenAI, tokenize
 
 
 def test_a_text_is_as_likely_as_a_prompt_as_it_was_as_an_answer(client: openai.OpenAI) -> None:
-    made = client.completions.create(model="Qwen", prompt=PROMPTS[0], echo=True, logprobs=0, **GREEDY)  # type: ignore[call-overload]
+    made = client.completions.create(model="Qwen", prompt=PROMPTS[0], echo=True, logprobs=0, **GREEDY)
     ids = _tokens(client, PROMPTS[0]) + _tokens(client, made.choices[0].text[len(PROMPTS[0]) :])
     scored = client.completions.create(model="Qwen", prompt=ids, echo=True, logprobs=0, max_tokens=0)
     known, again = made.choices[0].logprobs, scored.choices[0].logprobs
     assert known is not None
     assert again is not None
     assert again.tokens == known.tokens[: len(again.tokens)], "the answer was cut into other tokens than it was made of"
-    assert again.token_logprobs[1:] == pytest.approx(known.token_logprobs[1 : len(again.tokens)], abs=2e-2)  # type: ignore[index]
+    assert again.token_logprobs[1:] == pytest.approx(known.token_logprobs[1 : len(again.tokens)], abs=2e-2)
     assert scored.choices[0].finish_reason == "length"
     assert scored.usage is not None
     assert scored.usage.completion_tokens == 0
