@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch.distributed.checkpoint import FileSystemWriter
 
+from kiloq.cli.terminal import end_process
 from kiloq.model import ModelConfig, RopeConfig, Transformer
 from kiloq.train import state
 from kiloq.train.data import PackedBatches, TokenFolder, held_out_batches
@@ -132,3 +133,4 @@ if __name__ == "__main__":
     for job in sys.argv[2:]:
         job_name, *words = job.split()
         train(Path(sys.argv[1]), job_name, dict(word.split("=") for word in words))
+    end_process(0)

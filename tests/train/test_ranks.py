@@ -200,6 +200,25 @@ def test_shares_are_compiled_and_run_in_bf16(tmp_path: Path, alone: Callable[...
     assert log(out / "compiled_two") == pytest.approx(log(out / "compiled_one"), abs=1e-5)
 
 
+@pytest.mark.slow
+def test_a_process_ends_while_messages_are_on_their_way(tmp_path: Path) -> None:
+    script = tmp_path / "leave.py"
+    # Without end_process the interpreter is aborted: gloo's threads let go of tensors while it ends.
+    script.write_text(
+        """
+import torch, torch.distributed as dist
+from kiloq.cli.terminal import end_process
+dist.init_process_group("gloo")
+for _ in range(2000):
+    dist.all_reduce(torch.zeros(()), async_op=True)
+end_process(0)
+        """,
+        encoding="utf-8",
+    )
+    done = torchrun(tmp_path, script=(str(script),))
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 @pytest.fixture
 def two() -> Iterator[None]:
     """The first of two processes, of which only this one is there."""
