@@ -41,8 +41,10 @@ def read_json(path: Path) -> dict[str, object]:
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """Write a JSON object as people read it."""
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", "utf-8")
+    """Write a JSON object as people read it; the file is there whole or not at all."""
+    unfinished = path.with_name(f"{path.name}.part")
+    unfinished.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", "utf-8")
+    unfinished.replace(path)
 
 
 def read_config(folder: Path) -> ModelConfig:

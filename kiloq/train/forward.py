@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
+from kiloq.errors import ConfigError
 from kiloq.model import Attend, Recompute, Transformer
 from kiloq.model.trained_rows import RowsEmbedding, RowsHead
 
@@ -99,8 +100,14 @@ def head_weight(model: Transformer) -> Tensor:
 
 
 def choose_device(name: str) -> str:
-    """The device of a run: "auto" takes the GPU where there is one."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    """The device of a run: "auto" takes the GPU where there is one. ConfigError for one that is not here."""
+    has_gpu = torch.cuda.is_available()
+    if name == "auto":
+        return "cuda" if has_gpu else "cpu"
+    if name != "cpu" and not (has_gpu and name.partition(":")[0] == "cuda"):
+        here = f"cpu and {torch.cuda.device_count()} of cuda" if has_gpu else "cpu only"
+        raise ConfigError(f"loop.device is {name!r}; this machine has {here}. Set auto, cpu or cuda.")
+    return name
 
 
 def can_compile(device: str) -> bool:

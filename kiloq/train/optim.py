@@ -41,11 +41,18 @@ class OptimConfig:
     offload: bool = False
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.lr <= 0 or self.clip <= 0:
+        if self.steps < 0 or not (0 < self.lr < math.inf and self.clip > 0):
             raise ConfigError(
-                f"optim has steps {self.steps}, lr {self.lr} and clip {self.clip}; lr and clip must be above zero, "
-                "steps zero or more."
+                f"optim has steps {self.steps}, lr {self.lr} and clip {self.clip}; lr and clip must be numbers above "
+                "zero, steps zero or more."
             )
+        if not (all(0 <= beta < 1 for beta in self.betas) and self.eps > 0 and self.weight_decay >= 0):
+            raise ConfigError(
+                f"optim has betas {list(self.betas)}, eps {self.eps} and weight_decay {self.weight_decay}; betas must "
+                "be from 0 to below 1, eps above zero, weight_decay zero or more."
+            )
+        if not 0 <= self.floor <= 1:
+            raise ConfigError(f"optim.floor is {self.floor}; it is a share of lr, from 0 to 1.")
         if self.warmup_ratio is not None and not 0 <= self.warmup_ratio < 1:
             raise ConfigError(f"optim.warmup_ratio is {self.warmup_ratio}; it must be from 0 to below 1.")
         if self.warmup_steps is not None and (self.warmup_steps < 0 or self.warmup_ratio is not None):
@@ -69,9 +76,9 @@ class OptimConfig:
 
 def with_steps(config: OptimConfig, epochs: float, *, epoch_tokens: int, step_tokens: int) -> OptimConfig:
     """The configuration with its number of steps, which may be left open in the recipe."""
+    if not config.steps and not 0 < epochs < math.inf:
+        raise ConfigError(f"epochs is {epochs}; it must be a number above zero where optim.steps is not set.")
     steps = config.steps or math.ceil(epochs * epoch_tokens / step_tokens)
-    if steps < 1:
-        raise ConfigError(f"epochs is {epochs}; it must be above zero where optim.steps is not set.")
     return dataclasses.replace(config, steps=steps)
 
 

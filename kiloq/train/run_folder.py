@@ -1,8 +1,10 @@
 """A run's folder: the recipe that it belongs to, and the checkpoint that it ends with. Knows no step of training."""
 
+import fcntl
 import shutil
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -37,9 +39,27 @@ def claim_folder(folder: Path, recipe: str) -> list[str]:
                         f"{folder} holds a run with other settings: {changes[-1]}. "
                         "Use another out folder, or remove this one."
                     )
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(recipe, encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"out is {folder}, which cannot be a folder: {error.strerror}.") from error
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(recipe, encoding="utf-8")
+    unfinished.replace(path)
     return changes
+
+
+@contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """Around the steps of a run: ConfigError where another process takes steps in the same folder."""
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"another run is training in {folder}. Wait until it ends, or use another out folder."
+            ) from error
+        yield
 
 
 def export(folder: Path, model: Transformer, tokenizer: Tokenizer, generation: GenerationDefaults) -> None:

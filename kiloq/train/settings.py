@@ -20,7 +20,7 @@ class BatchConfig:
     accumulate: int = 1
 
     def __post_init__(self) -> None:
-        if self.accumulate < 1 or self.seq_len < 2 or self.tokens % self.seq_len:
+        if self.accumulate < 1 or self.seq_len < 2 or self.tokens < 1 or self.tokens % self.seq_len:
             raise ConfigError(
                 f"batch.tokens is {self.tokens} and batch.seq_len {self.seq_len}; a micro-batch holds whole rows, "
                 "so tokens must be a multiple of seq_len, and accumulate at least 1."
@@ -56,6 +56,14 @@ class LoopConfig:
     eval_tokens: int = 65_536
     save_every: int = 250
     max_minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        every = {"log_every": self.log_every, "eval_every": self.eval_every, "save_every": self.save_every}
+        for name, steps in every.items():
+            if steps < 1:
+                raise ConfigError(f"loop.{name} is {steps}; it must be at least 1 step.")
+        if self.max_minutes is not None and not self.max_minutes >= 0:
+            raise ConfigError(f"loop.max_minutes is {self.max_minutes}; it must be zero (one step) or more.")
 
     @property
     def recompute(self) -> Recompute:

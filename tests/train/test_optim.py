@@ -1,13 +1,17 @@
 import copy
+import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 
 from kiloq.errors import ConfigError
 from kiloq.model import Transformer
+from kiloq.train.forward import Runtime
 from kiloq.train.optim import OptimConfig, clip_gradients, learning_rate, make_optimizer, set_learning_rate, with_steps
+from kiloq.train.settings import LoopConfig
 
 
 def test_decay_shrinks_matrices_and_nothing_else(make_model: Callable[..., Transformer]) -> None:
@@ -97,3 +101,37 @@ def test_a_warm_up_is_a_tenth_of_the_steps_or_what_is_set() -> None:
         OptimConfig(lr=1.0, warmup_ratio=1.0)
     with pytest.raises(ConfigError, match=r"warmup_steps is 10 and warmup_ratio 0\.1; set one"):
         OptimConfig(lr=1.0, warmup_steps=10, warmup_ratio=0.1)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"lr": math.nan}, "lr nan"),
+        ({"lr": math.inf}, "lr inf"),
+        ({"clip": 0.0}, r"clip 0\.0"),
+        ({"betas": (0.9, 1.0)}, r"betas \[0\.9, 1\.0\]"),
+        ({"eps": 0.0}, r"eps 0\.0"),
+        ({"weight_decay": -0.1}, r"weight_decay -0\.1"),
+        ({"floor": 2.0}, r"floor is 2\.0"),
+    ],
+)
+def test_what_no_optimiser_could_use_is_refused(setting: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        OptimConfig(**{"lr": 1e-3, **setting})
+
+
+@pytest.mark.parametrize("name", ["log_every", "eval_every", "save_every"])
+def test_what_happens_every_no_steps_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"loop.{name} is 0"):
+        LoopConfig(**{name: 0})  # type: ignore[arg-type]
+
+
+def test_a_device_that_is_not_here_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"loop\.device is 'tpu'; this machine has"):
+        Runtime.choose(LoopConfig(device="tpu"))
+
+
+def test_epochs_without_end_are_refused() -> None:
+    for epochs in (math.nan, math.inf):
+        with pytest.raises(ConfigError, match=f"epochs is {epochs}"):
+            with_steps(OptimConfig(lr=1.0), epochs, epoch_tokens=10, step_tokens=10)
