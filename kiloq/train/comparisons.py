@@ -18,7 +18,7 @@ from .losses import IGNORE
 from .packing import Epochs, Group, into_groups
 from .preferences import Judged, Pair, judged, pair
 from .rows import good_rows
-from .samples import Sample, Samples, assemble, repeats_of
+from .samples import Sample, Samples, assemble, filler_lengths, repeats_of
 from .settings import BatchConfig
 
 
@@ -136,7 +136,7 @@ class PackedPairs:
                 for at, part in row:
                     places[number[at], part if side is None else side] = piece
                     piece += 1
-                piece += sum(len(sample.ids) for sample in samples) < self.seq_len  # the filler is a piece too
+                piece += len(filler_lengths(samples, self.seq_len))
             batches.append(assemble(rows, self.seq_len, self.filler))
         return PairBatch(
             flat=batches[0],

@@ -53,6 +53,11 @@ class Forward:
     def __init__(
         self, model: Transformer, runtime: Runtime, *, seq_len: int, checkpointing: Recompute = "none"
     ) -> None:
+        if seq_len > model.config.max_length:
+            raise ConfigError(
+                f"a row would have {seq_len:,} tokens, and the model goes to {model.config.max_length:,}; set "
+                "batch.seq_len to at most that, or the length in its config.json."
+            )
         is_there = all(one.device == torch.device(runtime.device) for one in (*model.parameters(), *model.buffers()))
         self.model = model if is_there else model.to(runtime.device)  # tensors of a plan cannot be moved
         self.model.checkpointing = checkpointing

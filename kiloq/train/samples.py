@@ -23,6 +23,8 @@ from .texts import Document
 Mask = Literal["assistant", "qwen1"]
 Long = Literal["cut", "drop", "error"]
 
+_FILLER = 256  # tokens
+
 Ids = npt.NDArray[np.integer[Any]]
 Made = TypeVar("Made")
 
@@ -263,14 +265,19 @@ def repeats_of(sources: Sequence[tuple[Sequence[object], float]]) -> npt.NDArray
 
 
 def assemble(rows: Sequence[Sequence[Sample]], seq_len: int, filler: int) -> Batch:
-    """Samples of each row end to end, each a piece; what is left of a row is an untrained piece of `filler`."""
+    """Samples of each row end to end, each a piece; what is left of a row are untrained pieces of `filler`."""
     ids, targets, positions, pieces = [], [], [], [0]
     for row in rows:
-        left = seq_len - sum(len(sample.ids) for sample in row)
-        rest = [Sample(np.full(left, filler), np.full(left, IGNORE))] if left else []
+        rest = [Sample(np.full(n, filler), np.full(n, IGNORE)) for n in filler_lengths(row, seq_len)]
         for sample in (*row, *rest):
             ids.append(sample.ids)
             targets.append(sample.targets)
             positions.append(np.arange(len(sample.ids)))
             pieces.append(pieces[-1] + len(sample.ids))
     return Batch(flat(ids), flat(targets), flat(positions), pieces)
+
+
+def filler_lengths(row: Sequence[Sample], seq_len: int) -> list[int]:
+    """Of the pieces that fill a row up; short ones, since a long one would attend to all of itself for nothing."""
+    left = seq_len - sum(len(sample.ids) for sample in row)
+    return [min(_FILLER, left - at) for at in range(0, left, _FILLER)]

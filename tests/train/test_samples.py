@@ -210,6 +210,12 @@ def test_an_evaluation_sees_every_row_once_or_as_many_as_the_limit_holds() -> No
     assert sum(batch.count for batch in stream.one_pass(limit=8)) < 8
 
 
+def test_what_is_left_of_a_long_row_are_short_pieces() -> None:
+    batch = PackedSamples([(numbered([5]), 1.0)], seq_len=1024, tokens=1024, seed=0, filler=999).next_batch()
+    assert batch.pieces == [0, 5, 261, 517, 773, 1024]
+    assert (batch.targets[5:] == IGNORE).all()
+
+
 def test_sources_are_weighed_by_their_repeats() -> None:
     stream = PackedSamples(
         [(numbered([8] * 10), 2.0), (numbered([8] * 400), 0.25)], seq_len=8, tokens=8, seed=0, filler=0
