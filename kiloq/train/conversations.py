@@ -82,6 +82,10 @@ def check_messages(messages: Sequence[Message]) -> None:
             raise DataError(f"turn {number} ({message.role}) has no text.")
         if message.role == "system" and number:
             raise DataError(f"turn {number} is a system turn; only the first may be one.")
+        for call in message.tool_calls:
+            what = f"turn {number}: the arguments of {call.name} are"
+            if call.arguments.strip() and not isinstance(_json(call.arguments, what), dict):
+                raise DataError(f"{what} no JSON object.")
     if next(message.role for message in messages if message.role != "system") != "user":
         raise DataError("the first turn after the system turn is not a user turn.")
 

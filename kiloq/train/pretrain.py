@@ -1,6 +1,7 @@
 """Pre-training: text files and a model's shape in, a base checkpoint in Qwen v1 layout out."""
 
 import json
+import math
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -58,6 +59,13 @@ class TextSource:
     repeat: float = 1.0
     group: str = ""
     holdout_every: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.repeat < math.inf or self.holdout_every < 0:
+            raise ConfigError(
+                f"the data {self.name} has repeat {self.repeat} and holdout_every {self.holdout_every}; both must be "
+                "numbers from 0 on."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,12 +94,12 @@ def refuse_faults(path: Path | str, faults: Sequence[Fault]) -> None:
 
 
 def kinds_of(faults: Sequence[Fault]) -> list[str]:
-    """One line for each kind of fault: how many rows have it, and the first; the commonest first."""
+    """One line for each kind of fault: how many rows have it, and what the first says; the commonest first."""
     first: dict[str, Fault] = {}
     for fault in faults:
         first.setdefault(fault.kind, fault)
     counts = Counter(fault.kind for fault in faults)
-    return [f"{count:,} rows, first {first[kind].where}: {kind}" for kind, count in counts.most_common()]
+    return [f"{count:,} row{'s' * (count > 1)}, first {first[kind]}" for kind, count in counts.most_common()]
 
 
 def _rows(path: Path) -> Iterator[_Row]:
@@ -154,6 +154,11 @@ def _list_rows(file: IO[bytes]) -> Iterator[_Row]:
         line += text.count("\n", start, at)
         try:
             if at < len(text) and text[at] == "]":
+                rest = text[at + 1 :].strip()
+                while not rest and (new := read.read(_CHUNK)):
+                    rest = new.strip()
+                if rest:
+                    yield _Row(f"line {line}", fault=f"behind the list stands {rest[:40]!r}, which has not been read.")
                 return
             if at == len(text):
                 raise json.JSONDecodeError("the list has no end", text, at)

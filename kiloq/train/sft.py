@@ -1,6 +1,7 @@
 """Supervised fine-tuning: conversations and a checkpoint in, a checkpoint that answers out."""
 
 import dataclasses
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,10 @@ class ChatSource:
 
     path: str
     repeat: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.repeat < math.inf:
+            raise ConfigError(f"the data {self.path} has repeat {self.repeat}; it must be a number from 0 on.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,7 +72,7 @@ def test_check_names_the_bad_rows_and_fails(chat: Path, capsys: pytest.CaptureFi
     assert run(["train", "check", str(chat)]) == 1
     told = capsys.readouterr()
     assert told.out == f"{chat}, line 2: output is missing; it must be text.\n"
-    assert told.err.endswith(f"\nbad: 1 rows, first {chat}, line 2: output is missing; it must be text.\n")
+    assert told.err.endswith(f"\nbad: 1 row, first {chat}, line 2: output is missing; it must be text.\n")
 
 
 @pytest.fixture

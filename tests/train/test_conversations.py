@@ -219,6 +219,9 @@ def test_a_list_read_in_pieces_gives_the_same_rows_and_lines(
     assert [one.messages[0].content for one in rows] == ['h\u00e9\U0001f600"}]\n'] * 3
     assert [one.where.partition(", ")[2] for one in rows] == ["line 3", "line 7", "line 12"]
     assert list(map(str, faults)) == [f"{path}, line 11: the row is of type int; it must be an object."]
+    path.write_text(f"[{good}]\n\n{{}}", encoding="utf-8")
+    _, faults = read_conversations(path)
+    assert "line 4: behind the list stands '{" in str(faults[0])
     path.write_text(f"[\n{good},\n\n{{'a': 1}}]", encoding="utf-8")
     rows, faults = read_conversations(path)
     assert len(rows) == 1
@@ -226,13 +229,21 @@ def test_a_list_read_in_pieces_gives_the_same_rows_and_lines(
     assert "has not been read" in str(faults[0])
 
 
+@pytest.mark.parametrize("arguments", ['{"city": ', "[1]", "Seoul"])
+def test_calls_that_no_tool_could_read_are_not_learned(tmp_path: Path, arguments: str) -> None:
+    call = {"function": {"name": "weather", "arguments": arguments}}
+    row = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [call]}]}
+    _, faults = read_conversations(write(tmp_path / "a.jsonl", [row]))
+    assert "line 1: turn 1: the arguments of weather are" in str(faults[0])
+
+
 def test_faults_are_counted_by_kind(tmp_path: Path) -> None:
     bad = [{"conversations": [{"from": "user", "value": "x"}] * (i + 1) + [{"from": "gpt"}]} for i in range(30)]
     path = write(tmp_path / "a.jsonl", [*bad, {"messages": [{"role": "it's", "content": "x"}]}])
     _, faults = read_conversations(path)
     first, second = kinds_of(faults)
-    assert first == f"30 rows, first {path}, line 1: conversations[].value is missing; it must be text."
-    assert second.startswith(f"1 rows, first {path}, line 31: messages[].role is ")
+    assert first == f"30 rows, first {path}, line 1: conversations[1].value is missing; it must be text."
+    assert second.startswith(f"1 row, first {path}, line 31: messages[0].role is ")
     with pytest.raises(
         DataError, match=r"has 31 bad rows:\n(.*\n){20}\.\.\. and 11 more. Of each kind:\n30 rows, first"
     ):

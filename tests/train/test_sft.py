@@ -100,7 +100,7 @@ def test_bad_rows_are_left_out_and_counted_where_the_recipe_allows_it(config: Sf
         file.write('\n{"instruction": "x"}\n')
     sft(replace(config, bad_rows="skip", held=(), optim=replace(config.optim, steps=1)))
     log = (Path(config.out) / "log.jsonl").read_text(encoding="utf-8")
-    assert "left out: 1 rows, first " in log
+    assert "left out: 1 row, first " in log
     assert "each answer is trained to end with <|im_end|> (258)" in log
     assert "sample 3: " in log
 
