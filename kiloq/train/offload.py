@@ -1,7 +1,7 @@
 """An optimiser whose state, and fp32 copies of what it moves, are in the CPU's memory. Knows no method of moving."""
 
 from collections.abc import Callable
-from typing import Any, overload
+from typing import overload
 
 import torch
 from torch import nn
@@ -21,8 +21,12 @@ class Offloaded(torch.optim.Optimizer):
         self._here = list(parameters.values())
         self._copies = [nn.Parameter(one.detach().to("cpu", torch.float32, copy=True)) for one in self._here]
         self._inner = make(dict(zip(parameters, self._copies, strict=True)))
-        super().__init__(self._inner.param_groups, {})
-        self.param_groups, self.state = self._inner.param_groups, self._inner.state
+        # Groups and state are told of the parameters themselves, as any optimiser's: what saves a run reads them.
+        here_of = dict(zip(self._copies, self._here, strict=True))
+        groups = [{**group, "params": [here_of[p] for p in group["params"]]} for group in self._inner.param_groups]
+        super().__init__(groups, {})
+        for here, copy in zip(self._here, self._copies, strict=True):
+            self.state[here] = self._inner.state[copy]  # one dictionary, filled by the inner optimiser's first step
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -34,25 +38,16 @@ class Offloaded(torch.optim.Optimizer):
         loss = None if closure is None else closure()
         for here, copy in zip(self._here, self._copies, strict=True):
             copy.grad = None if here.grad is None else here.grad.to("cpu", torch.float32)
+        for ours, theirs in zip(self.param_groups, self._inner.param_groups, strict=True):
+            theirs["lr"] = ours["lr"]
         self._inner.step()
         for here, copy in zip(self._here, self._copies, strict=True):
             here.copy_(copy)
             copy.grad = None
         return loss
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Of the parameters, not of the copies, which hold none between steps."""
-        for here in self._here:
-            here.grad = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """The inner optimiser's: a run may go on with or without copies."""
-        return self._inner.state_dict()
-
     @torch.no_grad()
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes what `state_dict` gave, after the parameters have been filled."""
-        self._inner.load_state_dict(state_dict)
-        self.param_groups, self.state = self._inner.param_groups, self._inner.state
+    def refill(self) -> None:
+        """After the parameters were filled from elsewhere: the copies are those."""
         for here, copy in zip(self._here, self._copies, strict=True):
             copy.copy_(here)

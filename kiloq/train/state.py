@@ -27,6 +27,7 @@ from torch.serialization import _get_layout
 
 from kiloq.errors import CheckpointError
 
+from .offload import Offloaded
 from .parallel import Alone, Parallel
 from .pieces import PieceReader, Pieces, PieceWriter
 
@@ -132,6 +133,8 @@ def load_state(
             f"the saved state {path} does not fit this run: {_reason(error)}. Use another run folder, or remove {path}."
         ) from error
     parallel.refill()
+    if isinstance(optimizer, Offloaded):
+        optimizer.refill()
     _set_random(tensors, parallel.rank)
     return progress, plain["stream"]
 
@@ -182,7 +185,7 @@ def _leave_unmoved(
     for name, parameter in trained_parameters(module).items():
         place = f"optimizer/{name}/"
         if not any(one.startswith(place) for one in saved):
-            optimizer.state.pop(parameter, None)
+            optimizer.state.get(parameter, {}).clear()  # not popped: an offloaded one shares it
             for one in [one for one in tensors if one.startswith(place)]:
                 del tensors[one]
 

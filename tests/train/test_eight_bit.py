@@ -68,11 +68,8 @@ def trained(model: Transformer, optimizer: torch.optim.Optimizer, steps: int = 4
         optimizer.zero_grad()
 
 
-@pytest.mark.parametrize("settings", [{"kind": "adamw8bit"}, {"offload": True}, {"kind": "muon", "offload": True}])
-def test_a_saved_state_goes_on_to_the_last_bit(
-    make_model: Callable[..., Transformer], settings: dict[str, str]
-) -> None:
-    config = OptimConfig(lr=1e-2, **settings)
+def test_a_saved_state_goes_on_to_the_last_bit(make_model: Callable[..., Transformer]) -> None:
+    config = OptimConfig(lr=1e-2, kind="adamw8bit")
     straight, first, second = make_model(vocab_size=256), make_model(vocab_size=256), make_model(vocab_size=256, seed=1)
     optimizer = make_optimizer(straight, config)
     trained(straight, optimizer)
@@ -90,7 +87,7 @@ def test_a_saved_state_goes_on_to_the_last_bit(
 def test_a_state_elsewhere_makes_the_same_steps(make_model: Callable[..., Transformer], kind: str) -> None:
     here, away = make_model(), make_model()
     for model, offload in ((here, False), (away, True)):
-        trained(model, make_optimizer(model, OptimConfig(lr=1e-2, kind=kind, offload=offload)))
+        trained(model, make_optimizer(model, OptimConfig(lr=1e-2, kind=kind, offload=offload)))  # type: ignore[arg-type]
     assert all(torch.equal(a, b) for a, b in zip(here.parameters(), away.parameters(), strict=True))
 
 
