@@ -25,14 +25,18 @@ class MuonAdamW(torch.optim.Optimizer):
         eps: float,
         weight_decay: float,
     ) -> None:
-        self._muon = torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-        # Nothing but embeddings, norms and biases is left here; none of them decays.
-        self._adamw = torch.optim.AdamW(others, lr=lr, betas=betas, eps=eps, weight_decay=0.0, fused=True)
-        super().__init__([*self._muon.param_groups, *self._adamw.param_groups], {})
+        self._inner: list[torch.optim.Optimizer] = []  # none for an empty list, which torch's refuse
+        if matrices:
+            muon = torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+            self._inner.append(muon)
+        if others:
+            # Nothing but embeddings, norms and biases is left here; none of them decays.
+            self._inner.append(torch.optim.AdamW(others, lr=lr, betas=betas, eps=eps, weight_decay=0.0, fused=True))
+        super().__init__([group for inner in self._inner for group in inner.param_groups], {})
         self._share()
 
     def _share(self) -> None:
-        for inner, group in zip((self._muon, self._adamw), self.param_groups, strict=True):
+        for inner, group in zip(self._inner, self.param_groups, strict=True):
             inner.param_groups, inner.state = [group], self.state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -50,6 +54,6 @@ class MuonAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._muon.step()
-        self._adamw.step()
+        for inner in self._inner:
+            inner.step()
         return loss

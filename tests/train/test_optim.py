@@ -51,6 +51,16 @@ def test_muon_moves_matrices_as_torchs_and_the_rest_by_adamw(make_model: Callabl
         assert torch.equal(parameter, theirs.get_parameter(name)), name
 
 
+def test_muon_moves_a_low_rank_update_alone() -> None:
+    # LoRA trains nothing but matrices, so that no parameter is left for AdamW.
+    low_rank = torch.nn.Linear(8, 4, bias=False)
+    oracle = torch.nn.Parameter(low_rank.weight.detach().clone())
+    low_rank.weight.grad = oracle.grad = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    make_optimizer(low_rank, OptimConfig(lr=0.02, kind="muon", weight_decay=0.1)).step()
+    torch.optim.Muon([oracle], lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw").step()
+    assert torch.equal(low_rank.weight, oracle)
+
+
 def test_muon_goes_on_from_its_saved_state(make_model: Callable[..., Transformer]) -> None:
     config = OptimConfig(lr=0.02, kind="muon")
     first, second = make_model(), make_model()
