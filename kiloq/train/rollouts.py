@@ -141,10 +141,13 @@ class Player:
         )
         asked = ((prompt.ids, one) for prompt, one in zip(prompts, sampling, strict=True))
         found: list[list[Answer]] = [[]] * len(prompts)
+        was_training = model.training
+        model.eval()  # no dropout where this is the very network that is trained
         for number, result in Readers(engine).completed(asked, next(iter(adapters), "")):
             if isinstance(result, KiloqError):
                 raise result
             found[number] = [_answer(prompts[number], choice) for choice in result.choices]
+        model.train(was_training)
         return [answer for answers in found for answer in answers]
 
 

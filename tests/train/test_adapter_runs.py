@@ -21,7 +21,7 @@ from kiloq.train.optim import OptimConfig
 from kiloq.train.pretrain import ShapeConfig, qwen1_config
 from kiloq.train.run_folder import export
 from kiloq.train.settings import BatchConfig, LoopConfig
-from kiloq.train.sft import ChatSource, SftConfig, sft
+from kiloq.train.sft import ChatSource, HeldOut, SftConfig, sft
 
 WEIGHTS = "adapter/adapter_model.safetensors"
 
@@ -71,6 +71,23 @@ def test_a_run_ends_in_an_adapter_that_makes_a_base_model_chat(config: SftConfig
     assert Base.read(out / "adapter") == Base.of(base.folder)
     (tmp_path / "base").rename(tmp_path / "moved")
     assert find_base(out / "adapter") == tmp_path / "moved"
+
+
+def test_answers_to_prompts_know_no_dropout_and_do_not_disturb_the_run(config: SftConfig) -> None:
+    dora = AdapterConfig(rank=4, alpha=8.0, dropout=0.5, dora=True)  # which the engine serves as the network itself
+    asked = ("hello", "hello")
+    sft(replace(config, adapter=dora, out=f"{config.out}-plain"))
+    held = (HeldOut(name="data", path=config.data[0].path),)
+    watched = replace(config, adapter=dora, held=held, prompts=asked, loop=replace(config.loop, eval_every=4))
+    sft(watched)
+    told = [str(line["note"]) for line in lines_of(watched) if str(line.get("note")).startswith("'hello' -> ")]
+    assert len(told) >= 2
+    assert told[0::2] == told[1::2]
+
+    def losses(config: SftConfig) -> list[object]:
+        return [line["loss"] for line in lines_of(config) if "loss" in line]
+
+    assert losses(watched) == losses(replace(config, out=f"{config.out}-plain"))
 
 
 def test_a_run_goes_on_from_an_adapter(config: SftConfig, tmp_path: Path, tokenizer: Tokenizer) -> None:
