@@ -11,6 +11,8 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from .pieces import local_of
+
 BLOCK = 256
 STATE_BYTES = 2 * (1 + 4 / BLOCK)  # of a trained value
 
@@ -49,11 +51,11 @@ class AdamW8bit(torch.optim.Optimizer):
     def _move(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         if not state:
-            state.update(_zeros(parameter))
+            state.update(_zeros(local_of(parameter)))
         state["step"] += 1
         (beta1, beta2), rate, count = group["betas"], group["lr"], int(state["step"])
         shift = rate / (1 - beta1**count)
-        whole, slopes = parameter.view(-1), gradient.reshape(-1).float()
+        whole, slopes = local_of(parameter).view(-1), local_of(gradient).reshape(-1).float()
         for start in range(0, len(whole), _SLAB):
             part, slope = whole[start : start + _SLAB], slopes[start : start + _SLAB]
             mean = _read(state, "mean", start, len(part)).lerp_(slope, 1 - beta1)

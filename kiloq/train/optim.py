@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from kiloq.errors import ConfigError
 
 from .eight_bit import STATE_BYTES, AdamW8bit
-from .muon import MuonAdamW
+from .muon import Cutting, MuonAdamW
 from .offload import Offloaded
 
 
@@ -83,20 +83,26 @@ def with_steps(config: OptimConfig, epochs: float, *, epoch_tokens: int, step_to
 
 
 def make_optimizer(
-    model: nn.Module, config: OptimConfig, rates: Mapping[str, float] | None = None
+    model: nn.Module,
+    config: OptimConfig,
+    rates: Mapping[str, float] | None = None,
+    cutting: Cutting | None = None,
 ) -> torch.optim.Optimizer:
     """The optimiser of what requires gradients, its state beside it or on the CPU.
 
-    What begins with a key of `rates` learns so many times as fast as the rest.
+    What begins with a key of `rates` learns so many times as fast as the rest. `cutting` is of weights in parts.
     """
     trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
     if config.offload:
-        return Offloaded(trained, lambda copies: _optimizer(copies, config, rates))
-    return _optimizer(trained, config, rates)
+        return Offloaded(trained, lambda copies: _optimizer(copies, config, rates, cutting))
+    return _optimizer(trained, config, rates, cutting)
 
 
 def _optimizer(
-    trained: Mapping[str, nn.Parameter], config: OptimConfig, rates: Mapping[str, float] | None
+    trained: Mapping[str, nn.Parameter],
+    config: OptimConfig,
+    rates: Mapping[str, float] | None,
+    cutting: Cutting | None,
 ) -> torch.optim.Optimizer:
     """The decay touches only matrices that multiply; embeddings, norms and biases keep their size."""
     # An embedding row moves only when its token occurs; decay would shrink rare tokens to nothing.
@@ -106,15 +112,20 @@ def _optimizer(
         if rates:
             raise ConfigError("optim.kind muon moves all matrices at one rate, and this run has two; use adamw.")
         # The head is an embedding turned round: its rows are tokens, which AdamW suits.
-        tokens = [one for name, one in trained.items() if name.startswith("head.")]
-        matrices = [one for one in decayed if all(one is not token for token in tokens)]
+        matrices = {
+            name: one
+            for name, one in trained.items()
+            if any(one is matrix for matrix in decayed) and ".head." not in f".{name}"
+        }
+        rest = [one for name, one in trained.items() if name not in matrices]
         return MuonAdamW(
             matrices,
-            [*kept, *tokens],
+            [[one for one in rest if isinstance(one, DTensor) == is_part] for is_part in (False, True)],
             lr=config.lr,
             betas=config.betas,
             eps=config.eps,
             weight_decay=config.weight_decay,
+            cutting=cutting,
         )
     groups: list[dict[str, object]] = []
     faster = {id(p): rate for key, rate in (rates or {}).items() for n, p in trained.items() if n.startswith(key)}

@@ -94,6 +94,10 @@ class Parallel(Protocol):
         """Where in the whole parameter the part lies that is here."""
         ...
 
+    def whole(self, name: str, tensor: Tensor) -> Tensor:
+        """All of a tensor of which each process has a part, as of the parameter of that name; all must ask."""
+        ...
+
     def local_state(self) -> dict[str, Tensor] | None:
         """Weights and moments as they lie here, to be saved and filled in place; None where `layout` says it."""
         ...
@@ -150,6 +154,9 @@ class Alone:
 
     def layout(self, name: str, parameter: Tensor) -> Layout:
         return whole(parameter)
+
+    def whole(self, name: str, tensor: Tensor) -> Tensor:
+        return tensor
 
     def local_state(self) -> dict[str, Tensor] | None:
         return None

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.tensor import DTensor
 
 Range = tuple[int, int]
 """(start, stop) along one dimension of the whole."""
@@ -54,14 +55,26 @@ def part(size: Sequence[int], *, dim: int = 0, ranges: Sequence[Range], rows: Ra
     return Layout(torch.Size(size), tuple(found))
 
 
+def take(layout: Layout, whole: Tensor, like: Tensor) -> Tensor:
+    """What `layout` keeps of a whole tensor, in the shape of the local one `like`."""
+    local = whole.new_empty(like.shape)
+    for one in layout.rectangles:
+        local[_slices(one.here, one.sizes)] = whole[_slices(one.there, one.sizes)]
+    return local
+
+
+def local_of(tensor: Tensor) -> Tensor:
+    """The rows that FSDP2 keeps here; another tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 class Pieces:
     """What `layout` says of a local tensor, as torch.distributed.checkpoint takes it."""
 
     def __init__(self, layout: Layout, local: Tensor) -> None:
         self.layout = layout
         self.views = {
-            rectangle.there: local[tuple(slice(a, a + n) for a, n in zip(rectangle.here, rectangle.sizes, strict=True))]
-            for rectangle in layout.rectangles
+            rectangle.there: local[_slices(rectangle.here, rectangle.sizes)] for rectangle in layout.rectangles
         }
         self.properties = TensorProperties.create_from_tensor(local)
 
@@ -112,3 +125,7 @@ class PieceReader(DefaultLoadPlanner):
     def lookup_tensor(self, index: MetadataIndex) -> Tensor:
         found = self.state_dict[index.fqn]
         return found.at(index) if isinstance(found, Pieces) else super().lookup_tensor(index)
+
+
+def _slices(begin: Sequence[int], sizes: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(a, a + n) for a, n in zip(begin, sizes, strict=True))

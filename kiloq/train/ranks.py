@@ -22,7 +22,7 @@ from kiloq.model.trained_lora import Frozen
 from .buckets import Buckets
 from .forward import Runtime
 from .objective import B, Objective
-from .pieces import Layout, Range, part, whole
+from .pieces import Layout, Range, local_of, part, whole
 from .settings import ParallelConfig, TrainConfig
 
 _TRAINED_BYTES = 16  # of a trained weight: itself, its gradient and two moments in fp32
@@ -85,9 +85,7 @@ class Ranks:
                 cut = shard.cut_of(self.cuts, f"{prefix}.{name}")
                 if cut is None and not isinstance(parameter, DTensor):
                     continue
-                full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
-                if cut is not None:
-                    full = shard.whole_share(full, cut, self.tensor.get_group())
+                full = self.whole(f"{prefix}.{name}", parameter.detach())
                 kept = full.to("cpu") if self.is_first else full.new_empty(0)
                 module.register_parameter(name, nn.Parameter(kept, requires_grad=parameter.requires_grad))
         return self.is_first
@@ -130,7 +128,7 @@ class Ranks:
         for name, parameter in module.named_parameters():
             if (gradient := parameter.grad) is not None:
                 kind = isinstance(gradient, DTensor), shard.cut_of(self.cuts, name) is not None
-                kinds.setdefault(kind, []).append(_local(gradient))
+                kinds.setdefault(kind, []).append(local_of(gradient))
         total = 0.0
         # All processes go through all kinds: one of them may hold nothing of what the others hold.
         for in_rows, in_shares in product((True, False), repeat=2):
@@ -175,6 +173,11 @@ class Ranks:
         size[cut.dim] = sum(cut.parts)
         ranges = cut.ranges(self.tensor.get_local_rank(), self.tensor.size())
         return part(size, dim=cut.dim, ranges=ranges, rows=rows)
+
+    def whole(self, name: str, tensor: Tensor) -> Tensor:
+        cut = shard.cut_of(self.cuts, name)
+        share: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        return share if cut is None else shard.whole_share(share, cut, self.tensor.get_group())
 
     def local_state(self) -> dict[str, Tensor] | None:
         return None
@@ -229,10 +232,6 @@ def _codes_as_parameters(matrix: nn.Module) -> None:
         if codes.ndim:
             delattr(matrix, name)
             matrix.register_parameter(name, nn.Parameter(codes, requires_grad=False))
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _compile_blocks(model: Transformer) -> None:

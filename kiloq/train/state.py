@@ -29,7 +29,7 @@ from kiloq.errors import CheckpointError
 
 from .offload import Offloaded
 from .parallel import Alone, Parallel
-from .pieces import PieceReader, Pieces, PieceWriter
+from .pieces import PieceReader, Pieces, PieceWriter, local_of
 
 STATE_FOLDER = "state"
 
@@ -148,17 +148,17 @@ def _parts(
     values: dict[str, dict[str, Any]] = {}
     for name, parameter in (trained_parameters(module) if local is None else {}).items():
         layout = parallel.layout(name, parameter)
-        tensors[f"model/{name}"] = Pieces(layout, _local(parameter.detach()))
+        tensors[f"model/{name}"] = Pieces(layout, local_of(parameter.detach()))
         for key, value in optimizer.state.get(parameter, {}).items():
             place = f"optimizer/{name}/{key}"
             if not isinstance(value, Tensor):
                 values.setdefault(name, {})[key] = value
             elif value.shape == parameter.shape:
-                tensors[place] = Pieces(layout, _local(value))
+                tensors[place] = Pieces(layout, local_of(value))
             elif value.numel() == 1 or parallel.world == 1 or not isinstance(parameter, DTensor):
                 tensors[place] = value
             else:  # codes of a part of the parameter, which no other number of processes can cut anew
-                tensors[f"{place} {parallel.rank + 1} of {parallel.world}"] = _local(value)
+                tensors[f"{place} {parallel.rank + 1} of {parallel.world}"] = local_of(value)
     tensors[f"random/{parallel.rank}"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors[f"random_cuda/{parallel.rank}"] = torch.cuda.get_rng_state()
@@ -192,7 +192,7 @@ def _leave_unmoved(
 
 def _of_another(name: str, parallel: Parallel) -> bool:
     """Whether it is what another of equally many processes alone can use."""
-    found = re.fullmatch(r"zero.* (\d+) of (\d+)", name)
+    found = re.fullmatch(r"(?:zero|optimizer/).* (\d+) of (\d+)", name)
     return found is not None and int(found[2]) == parallel.world and int(found[1]) != parallel.rank + 1
 
 
@@ -223,10 +223,6 @@ def _set_random(tensors: dict[str, Any], rank: int) -> None:
         torch.set_rng_state(state)
     if (state := tensors.get(f"random_cuda/{rank}")) is not None:
         torch.cuda.set_rng_state(state)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _flush(folder: Path) -> None:

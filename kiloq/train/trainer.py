@@ -60,12 +60,14 @@ class Trainer(Generic[B]):
                 f"a step has {self.batch.accumulate} micro-batches (batch.accumulate) for {self.parallel.world} "
                 "processes; it must be a multiple of them."
             )
-        if self.parallel.is_sharded and (self.optim.kind != "adamw" or self.optim.offload):
+        is_tensor = self.parallel.processes != self.parallel.world
+        if self.parallel.is_sharded and (self.optim.offload or (self.optim.kind == "adamw8bit" and is_tensor)):
             raise ConfigError(
-                f"optim.kind is {self.optim.kind} and offload {self.optim.offload}, which take whole weights; for "
-                "weights in parts (fsdp, tensor) use adamw without offload, or set parallel.kind = ddp and tensor = 1."
+                f"optim.kind is {self.optim.kind} and offload {self.optim.offload}, and weights are in parts: offload "
+                "takes whole weights (set parallel.kind = ddp and tensor = 1), adamw8bit no tensor above 1."
             )
-        self.optimizer = make_optimizer(module, self.optim, config.rates)
+        cutting = self.parallel if self.parallel.is_sharded else None
+        self.optimizer = make_optimizer(module, self.optim, config.rates, cutting)
         self.meter = Meter(module, Runtime.choose(self.loop), steps=self.optim.steps, world=self.parallel.processes)
         self.objective, self.optimizer = self.parallel.adopt(module, objective, self.optimizer, config)
         self.progress = Progress()

@@ -72,6 +72,11 @@ def filled(raw: Mapping[str, Any], path: Path, config: TrainConfig, *, world: in
     entries for them are compared and left out."""
     optim, micro = config.optim, config.batch.accumulate // world
     optimizer, scheduler = raw.get("optimizer", {}), raw.get("scheduler", {})
+    if optim.kind != "adamw" or optim.offload:
+        raise ConfigError(
+            f"optim.kind is {optim.kind} and offload {optim.offload} with parallel.kind deepspeed; it moves weights by "
+            "adamw without offload."
+        )
     if optimizer.get("type", "AdamW") != "AdamW":
         raise ConfigError(f"{path}: optimizer.type is {optimizer['type']!r}; it must be AdamW.")
     wanted = {"lr": optim.lr, "betas": list(optim.betas), "eps": optim.eps, "weight_decay": optim.weight_decay}

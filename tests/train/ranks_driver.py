@@ -60,7 +60,7 @@ def train(out: Path, name: str, options: dict[str, str]) -> None:
     )
     config = TrainConfig(
         batch=BatchConfig(seq_len=16, tokens=32, accumulate=4),
-        optim=OptimConfig(lr=1e-2, steps=6, warmup_steps=2),
+        optim=OptimConfig(lr=1e-2, steps=6, warmup_steps=2, kind=options.get("optim", "adamw")),
         loop=loop,
     )
     runtime = Runtime.choose(loop)
