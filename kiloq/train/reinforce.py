@@ -168,7 +168,7 @@ def share_of(config: ReinforceConfig, rows: int) -> BatchConfig:
 
 def loss_of(batch: Experience, total: Tensor, measures: Mapping[str, Tensor]) -> Loss:
     """The loss with the facts of the round beside its own measures: means become sums, which the loop divides again."""
-    facts = {name: torch.tensor(value * batch.count, dtype=torch.float64) for name, value in batch.facts.items()}
+    facts = {name: total.new_tensor(value * batch.count, dtype=torch.float64) for name, value in batch.facts.items()}
     return Loss(total, {**facts, **measures})
 
 

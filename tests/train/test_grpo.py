@@ -14,7 +14,7 @@ from kiloq.errors import ConfigError, DataError
 from kiloq.train.adapters import AdapterConfig
 from kiloq.train.experience import Experience, Judges, Rounds, Trace, k3, log_probs, packed_traces
 from kiloq.train.grpo import Groups, GrpoConfig, grpo, grpo_objective, token_losses
-from kiloq.train.reinforce import Cast, PromptSource, assemble
+from kiloq.train.reinforce import Cast, PromptSource, assemble, loss_of
 from kiloq.train.rewards import Attempt, RewardConfig
 from kiloq.train.rollouts import RolloutConfig, sample_seed, shuffled
 from kiloq.train.sft import HeldOut
@@ -173,6 +173,13 @@ def test_k3_is_zero_where_nothing_moved_and_never_below() -> None:
     own = torch.randn(100, generator=torch.Generator().manual_seed(0))
     assert not k3(own, own).any()
     assert bool((k3(own, own.flip(0)) >= 0).all())
+
+
+def test_what_a_step_adds_up_lies_on_one_device(config: GrpoConfig) -> None:
+    batch = rounds_of(config, assemble(config, None)).next_batch()
+    loss = loss_of(batch, torch.zeros((), device="meta"), {})  # in a GPU's place
+    assert "reward" in loss.measures
+    assert {one.device.type for one in loss.measures.values()} == {"meta"}
 
 
 def test_rounds_restored_go_on_with_the_same_batches(config: GrpoConfig) -> None:
