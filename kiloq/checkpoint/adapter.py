@@ -23,7 +23,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 ROWS = ".token_adapter.trainable_tokens_delta"
 
-_LARGEST_RANK = 1024
+LARGEST_RANK = 1024
 # What no update beside the model's own weights can say.
 _NOT_SERVED = ("use_dora", "modules_to_save", "trainable_token_indices")
 
@@ -160,7 +160,7 @@ def _take_update(
         magnitude = _values(vector)
     rows, columns = part.shape
     rank = down.shape[0] if down.shape else 0
-    if down.shape != (rank, columns) or up.shape != (rows, rank) or not 0 < rank <= _LARGEST_RANK:
+    if down.shape != (rank, columns) or up.shape != (rows, rank) or not 0 < rank <= LARGEST_RANK:
         raise CheckpointError(
             f"{file}: the update of {stem} has shapes {list(down.shape)} and {list(up.shape)}; the matrix is "
             f"[{rows:,}, {columns:,}] here. The adapter was made for another model."

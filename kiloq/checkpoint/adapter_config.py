@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,8 +94,8 @@ def _token_ids(path: Path, value: object) -> dict[str, tuple[int, ...]]:
 
 
 def _number(path: Path, key: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise CheckpointError(f"{path}: {key} is {value!r}; it must be a number.")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+        raise CheckpointError(f"{path}: {key} is {value!r:.80}; it must be a number.")
     return float(value)
 
 

@@ -47,7 +47,12 @@ class RunOptions:
         if self.data is not None:
             found.append(f"data=[{', '.join(f'{{path={json.dumps(str(path))}}}' for path in self.data)}]")
         if self.held is not None:
-            rows = (f"{{name={json.dumps(path.stem)}, path={json.dumps(str(path))}}}" for path in self.held)
+            stems = [path.stem for path in self.held]
+            names = (stem if stems.count(stem) == 1 else str(path) for stem, path in zip(stems, self.held, strict=True))
+            rows = (
+                f"{{name={json.dumps(name)}, path={json.dumps(str(path))}}}"
+                for name, path in zip(names, self.held, strict=True)
+            )
             found.append(f"held=[{', '.join(rows)}]")
         if self.out is not None:
             found.append(f"out={json.dumps(str(self.out))}")

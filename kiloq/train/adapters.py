@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from kiloq.checkpoint import Checkpoint
-from kiloq.checkpoint.adapter import PartUpdate, StoredAdapter, TokenRows, matrix_parts, read_stored_adapter
+from kiloq.checkpoint.adapter import (
+    LARGEST_RANK,
+    PartUpdate,
+    StoredAdapter,
+    TokenRows,
+    matrix_parts,
+    read_stored_adapter,
+)
 from kiloq.checkpoint.adapter_config import read_settings
 from kiloq.checkpoint.adapter_writer import write_adapter
 from kiloq.checkpoint.fingerprint import Base
@@ -54,10 +61,10 @@ class AdapterConfig:
     quantization: Literal["int8", "int4", "nf4"] | None = None
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
+        if not 1 <= self.rank <= LARGEST_RANK or self.alpha <= 0 or not 0 <= self.dropout < 1:
             raise ConfigError(
-                f"adapter has rank {self.rank}, alpha {self.alpha} and dropout {self.dropout}; rank must be at least "
-                "1, alpha above zero, dropout from 0 to less than 1."
+                f"adapter has rank {self.rank}, alpha {self.alpha} and dropout {self.dropout}; rank must be from "
+                f"1 to {LARGEST_RANK:,}, alpha above zero, dropout from 0 to less than 1."
             )
 
     def scale(self, rank: int) -> float:

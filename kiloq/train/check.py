@@ -8,7 +8,7 @@ import numpy as np
 
 from kiloq.chat import chat_format_for
 from kiloq.checkpoint import Checkpoint, open_checkpoint
-from kiloq.errors import DataError
+from kiloq.errors import ConfigError, DataError
 
 from .conversations import Conversation
 from .kinds import PARSERS, Kind, Parsed, conversations_in, kind_of
@@ -64,6 +64,8 @@ class Report:
 
 def check_data(path: Path, model: str | None = None, *, seq_len: int | None = None) -> Report:
     """Read the whole file, row by row; with a `model`, as that would see it (`seq_len` None: as long as it allows)."""
+    if seq_len is not None and seq_len < 2:
+        raise ConfigError(f"seq_len is {seq_len}; it must be at least 2.")
     report = Report(path, kind_of(path))
     if model is not None:
         report.samples = _samples(open_checkpoint(model), seq_len)

@@ -70,7 +70,9 @@ def judgement_in(row: Mapping[str, Any]) -> str:
     for names in (("chosen", "rejected"), ("preferred_output", "non_preferred_output"), ("kto_tag",)):
         if all(name in row for name in names):
             return " and ".join(names)
-    return "label" if isinstance(row.get("label"), bool) else ""
+    # Beside one answer a label judges it, also where it is 0 or 1; elsewhere only true and false are sure to.
+    is_answer = "prompt" in row and ("completion" in row or "response" in row)
+    return "label" if isinstance(row.get("label"), bool) or (is_answer and row.get("label") in (0, 1)) else ""
 
 
 def check_messages(messages: Sequence[Message]) -> None:
@@ -78,7 +80,7 @@ def check_messages(messages: Sequence[Message]) -> None:
     if not any(message.role == "assistant" for message in messages):
         raise DataError("there is no assistant turn, so nothing to learn.")
     for number, message in enumerate(messages):
-        if not (message.content or message.tool_calls) and message.role in ("user", "assistant"):
+        if not (message.content.strip() or message.tool_calls) and message.role in ("user", "assistant"):
             raise DataError(f"turn {number} ({message.role}) has no text.")
         if message.role == "system" and number:
             raise DataError(f"turn {number} is a system turn; only the first may be one.")

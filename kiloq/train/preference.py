@@ -23,6 +23,7 @@ from .network import read_network, write_network
 from .objective import Loss, Objective, Watch
 from .optim import OptimConfig, with_steps
 from .parallel import join
+from .ranges import Seed
 from .recipe import to_toml
 from .reference import measure_reference
 from .run_folder import claim_folder
@@ -49,7 +50,7 @@ class PreferenceConfig:
 
     out: str
     model: str
-    seed: int = 0
+    seed: Seed = 0
     data: tuple[ChatSource, ...]
     held: tuple[HeldOut, ...] = ()
     held_text: tuple[HeldOut, ...] = ()

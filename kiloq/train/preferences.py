@@ -5,8 +5,8 @@ tokens.
 """
 
 import dataclasses
-import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +70,7 @@ def pair(row: Mapping[str, Any], where: str) -> Pair:
         if not any(message.role == "assistant" for message in messages[shared:]):
             raise DataError(f"{name} has no answer of its own behind the beginning that both share.")
     tools, margin = read_tools(row.get("tools")), row.get("margin", 0)
-    if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not abs(margin) <= sys.float_info.max:
         raise DataError(f"margin is {margin!r:.80}; it must be a number.")
     better, worse = (Conversation(_prompted(one, shared), tools, where) for one in (chosen, rejected))
     return Pair(better, worse, float(margin))

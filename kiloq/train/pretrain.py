@@ -20,6 +20,7 @@ from .forward import Forward, Runtime
 from .objective import Watch, next_token
 from .optim import OptimConfig, with_steps
 from .parallel import join
+from .ranges import Seed
 from .recipe import to_toml
 from .rows import good_rows
 from .run_folder import claim_folder, export
@@ -78,7 +79,7 @@ class PretrainConfig:
     out: str
     tokenizer: str
     start: str = ""
-    seed: int = 0
+    seed: Seed = 0
     epochs: float = 1.0
     model: ShapeConfig = field(default_factory=ShapeConfig)
     data: tuple[TextSource, ...]

@@ -24,6 +24,7 @@ from .live import Live
 from .network import read_network, write_network
 from .objective import Loss, Objective, Watch
 from .optim import OptimConfig, with_steps
+from .ranges import Seed
 from .recipe import to_toml
 from .reward import load_reward_model
 from .rewards import Attempt, Reward, RewardConfig, combined
@@ -54,7 +55,7 @@ class ReinforceConfig:
 
     out: str
     model: str
-    seed: int = 0
+    seed: Seed = 0
     data: tuple[PromptSource, ...]
     held: tuple[HeldOut, ...] = ()
     held_text: tuple[HeldOut, ...] = ()

@@ -29,6 +29,7 @@ from .objective import Loss, Objective, Watch
 from .optim import OptimConfig, with_steps
 from .pair_losses import bradley_terry
 from .parallel import join
+from .ranges import Seed
 from .recipe import to_toml
 from .run_folder import claim_folder
 from .samples import Long, Samples
@@ -48,7 +49,7 @@ class RewardConfig:
 
     out: str
     model: str
-    seed: int = 0
+    seed: Seed = 0
     data: tuple[ChatSource, ...]
     held: tuple[HeldOut, ...] = ()
     long: Long = "cut"

@@ -24,6 +24,7 @@ Parse = Callable[[Mapping[str, Any], str], Parsed]
 _CHUNK = 1 << 20  # characters of a JSON list that are read at a time
 _TAIL = 6  # a JSON error this close to the end of what was read may be a word or escape that is not complete
 _SHOWN = 20
+_HALF = re.compile(r"\\ud[89a-f]", re.IGNORECASE)  # an escape that is half of a character, or one of two halves
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,11 @@ def _rows(path: Path) -> Iterator[_Row]:
                 head = file.readline()
         with cast(IO[bytes], gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as file:
             yield from _list_rows(file) if head.lstrip().startswith(b"[") else _line_rows(file)
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} cannot be read as UTF-8 text: {error.reason} at byte {error.start}.") from error
+    except (OSError, EOFError, zlib.error) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise DataError(f"{path} cannot be read as UTF-8 text: {reason}.") from error
+        raise DataError(f"{path} cannot be read: {reason}.") from error
 
 
 def _line_rows(file: IO[bytes]) -> Iterator[_Row]:
@@ -129,7 +132,7 @@ def _line_rows(file: IO[bytes]) -> Iterator[_Row]:
         if not line.strip():
             continue
         try:
-            yield _Row(f"line {number}", json.loads(line.decode("utf-8")))
+            yield _checked(f"line {number}", json.loads(text := line.decode("utf-8")), text)
         except UnicodeDecodeError as error:
             yield _Row(f"line {number}", fault=f"cannot be read as UTF-8 text: {error.reason} at byte {error.start}.")
         except json.JSONDecodeError as error:
@@ -177,9 +180,20 @@ def _list_rows(file: IO[bytes]) -> Iterator[_Row]:
         except (ValueError, RecursionError) as error:
             yield _Row(f"line {line}", fault=f"not valid JSON: {error}. What follows in the file has not been read.")
             return
-        yield _Row(f"line {line}", value)
+        yield _checked(f"line {line}", value, text[at:end])
         line += text.count("\n", at, end)
         at = end
+
+
+def _checked(place: str, value: object, text: str) -> _Row:
+    """A row whose characters are all whole: JSON may write half of one, which no tokenizer knows."""
+    if _HALF.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = error.object[error.start]
+            return _Row(place, fault=f"the text has half of a character ({half!r}, an unpaired surrogate).")
+    return _Row(place, value)
 
 
 def _parquet_rows(path: Path) -> Iterator[_Row]:
@@ -197,5 +211,5 @@ def _parquet_rows(path: Path) -> Iterator[_Row]:
                 for row in batch.to_pylist():
                     number += 1
                     yield _Row(f"row {number}", row)
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as Parquet: {error}") from error

@@ -9,6 +9,7 @@ from kiloq.model import Recompute
 
 from .journal import Report
 from .optim import OptimConfig
+from .ranges import Count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ class LoopConfig:
     report: tuple[Report, ...] = ("tensorboard",)
     log_every: int = 10
     eval_every: int = 250
-    eval_tokens: int = 65_536
+    eval_tokens: Count = 65_536
     save_every: int = 250
     max_minutes: float | None = None
 
@@ -89,7 +90,7 @@ class ParallelConfig:
     config: str = ""
     reshard: bool = True
     sync: Literal["step", "micro"] = "step"
-    tensor: int = 1
+    tensor: Count = 1
 
     def __post_init__(self) -> None:
         if bool(self.config) != (self.kind == "deepspeed"):

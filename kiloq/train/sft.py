@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from kiloq.chat import chat_format_for
 from kiloq.checkpoint import Checkpoint, GenerationDefaults, open_checkpoint
@@ -22,6 +22,7 @@ from .objective import Watch, next_token
 from .optim import OptimConfig, with_steps
 from .parallel import join
 from .preflight import preflight
+from .ranges import Count, Range, Seed, Share
 from .recipe import to_toml
 from .rows import Fault, good_rows, kinds_of
 from .run_folder import claim_folder
@@ -56,12 +57,12 @@ class HeldOut:
 class AnswerConfig:
     """What the saved model's generation_config.json recommends; what is not set stays as the starting model has it."""
 
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    repetition_penalty: float | None = None
-    max_tokens: int | None = None
-    max_window: int | None = None
+    temperature: Annotated[float, Range(0)] | None = None
+    top_k: Annotated[int, Range(-1)] | None = None
+    top_p: Share | None = None
+    repetition_penalty: Annotated[float, Range(1e-3)] | None = None
+    max_tokens: Count | None = None
+    max_window: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ class SftConfig:
 
     out: str
     model: str
-    seed: int = 0
+    seed: Seed = 0
     data: tuple[ChatSource, ...]
     held: tuple[HeldOut, ...] = ()
     prompts: tuple[str, ...] = ()

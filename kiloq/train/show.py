@@ -24,6 +24,8 @@ def show_samples(data: Path, model: str | None, *, count: int, mask: str, colour
     masks: dict[str, Mask] = {name: name for name in get_args(Mask)}
     if mask not in masks:
         raise ConfigError(f"mask is {mask}; it is one of {', '.join(masks)}.")
+    if count < 1:
+        raise ConfigError(f"count is {count}; it must be at least 1.")
     checkpoint = open_checkpoint(model or bundled())
     fmt = chat_format_for(checkpoint.config.family, checkpoint.folder)
     samples = Samples(checkpoint.tokenizer, fmt, seq_len=checkpoint.config.max_length, mask=masks[mask])

@@ -131,7 +131,7 @@ def as_openai(message: Message) -> dict[str, object]:
     return raw if message.trained else {**raw, "weight": 0}
 
 
-SAID = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12)
+SAID = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12).filter(str.strip)
 CALLS = st.builds(ToolCall, name=SAID, arguments=st.just('{"a": 1}'), id=SAID)
 ANSWERS = st.builds(
     Message,
@@ -292,7 +292,7 @@ def test_all_faults_come_in_one_error(tmp_path: Path) -> None:
 def test_a_file_that_is_no_text_is_one_clear_error(tmp_path: Path, name: str, data: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(data)
-    with pytest.raises(DataError, match="cannot be read as UTF-8 text"):
+    with pytest.raises(DataError, match="cannot be read"):
         read_conversations(path)
     with pytest.raises(DataError, match="cannot be read"):
         read_conversations(tmp_path / "none.json")
@@ -311,3 +311,34 @@ def test_real_files_of_each_format_are_read_whole(shared_data: Path) -> None:
     }.items():
         rows, faults = read_conversations(shared_data / "sft" / name)
         assert (len(rows), faults) == (count, []), name
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_half_a_character_is_a_fault_and_a_whole_one_is_not(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    rows = [r'{"prompt": "\ud83d\ude00", "completion": "b"}', r'{"prompt": "a", "completion": "b\uDFFF"}']
+    path.write_text(f"[{','.join(rows)}]" if name == "a.json" else "\n".join(rows))
+    read, faults = read_conversations(path)
+    assert [row.messages[0].content for row in read] == ["😀"]
+    assert [fault.said for fault in faults] == [r"the text has half of a character ('\udfff', an unpaired surrogate)."]
+
+
+def test_an_answer_of_blanks_is_empty(tmp_path: Path) -> None:
+    _, faults = read_conversations(write(tmp_path / "a.jsonl", [{"prompt": "a", "completion": " \n "}]))
+    assert [fault.said for fault in faults] == ["turn 1 (assistant) has no text."]
+
+
+def test_text_in_parquet_that_is_no_text_is_one_clear_error(tmp_path: Path) -> None:
+    buffers = [None, pyarrow.py_buffer(b"\0\0\0\0\2\0\0\0"), pyarrow.py_buffer(b"\xff\xfe")]
+    prompts = pyarrow.Array.from_buffers(pyarrow.string(), 1, buffers)
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": prompts, "completion": ["b"]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="cannot be read as Parquet: 'utf-8' codec"):
+        read_conversations(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("label", [0, 1, 1.0])
+def test_a_label_beside_one_answer_judges_it_however_it_is_written(tmp_path: Path, label: object) -> None:
+    _, faults = read_conversations(write(tmp_path / "a.jsonl", [{"prompt": "a", "completion": "b", "label": label}]))
+    assert [fault.said for fault in faults] == [
+        "the row has label, so it says which answers are good; train it with reward or dpo."
+    ]

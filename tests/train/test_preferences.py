@@ -77,6 +77,7 @@ def test_of_a_pair_only_what_follows_the_shared_beginning_is_trained(tmp_path: P
         ({"prompt": "hi", "chosen": "x", "rejected": "x"}, "are the same"),
         ({"prompt": "hi", "chosen": "x", "rejected": ""}, r"turn 1 \(assistant\) has no text"),
         ({"prompt": "hi", "chosen": "x", "rejected": 3}, "rejected is not text"),
+        ({"prompt": "hi", "chosen": "x", "rejected": "y", "margin": 10**400}, "margin is 1000"),
         ({"chosen": "x", "rejected": "y"}, "chosen is text without a prompt beside it"),
         ({"chosen": [said("assistant", "x")], "rejected": [said("assistant", "y")]}, "chosen holds no question"),
         (

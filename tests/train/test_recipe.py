@@ -98,3 +98,44 @@ def test_a_whole_configuration_survives_toml(tmp_path: Path, config: object) -> 
 def test_values_out_of_range_are_refused() -> None:
     with pytest.raises(ConfigError, match="above zero"):
         OptimConfig(lr=0.0)
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("optim.lr=nan", "optim.lr is nan; it must be a finite number"),
+        ("seed=-1", "seed is -1; it must be from 0"),
+        ("seed=99999999999999999999", "seed is 9+; it must be from 0"),
+        ("epochs=inf", "epochs is inf; it must be a finite number"),
+        ("loop.checkpointing=1", "loop.checkpointing is 1; it is one of none"),
+        ("loop.eval_tokens=-5", "loop.eval_tokens is -5; it must be at least 1"),
+        ("parallel.tensor=0", "parallel.tensor is 0; it must be at least 1"),
+        ("answer.top_p=7", r"answer\.top_p is 7.0; it must be from 0 to 1"),
+        ("answer.top_k=-9", r"answer\.top_k is -9; it must be at least -1"),
+        ("data=[]", "data is empty"),
+        ("out=''", "out is empty"),
+        ("held=[{name='a', path='b'}, {name='a', path='c'}]", "held has 2 entries of the name 'a'"),
+        ("adapter.rank=100000", "adapter has rank 100000.*from 1 to 1,024"),
+    ],
+)
+def test_a_number_that_no_run_can_use_is_refused_before_it_begins(tmp_path: Path, flag: str, said: str) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text('out = "run"\nmodel = "m"\ndata = [{path = "d"}]\n[optim]\nlr = 1e-3\n')
+    with pytest.raises(ConfigError, match=said):
+        load_recipe(SftConfig, path, [flag])
+
+
+def test_a_recipe_may_begin_with_a_mark_and_other_encodings_are_one_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_bytes(b'\xef\xbb\xbfname = "x"')
+    assert load_recipe(Whole, path).name == "x"
+    path.write_bytes('name = "x"'.encode("utf-16"))
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
+        load_recipe(Whole, path)
+
+
+@pytest.mark.parametrize("text", ['"\\', "a\tb\r\n", "\x00\x07\x1f\x7f\x85", "\u2028 你好"])
+def test_any_text_survives_toml(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(to_toml(Whole(name=text)), encoding="utf-8", newline="")
+    assert load_recipe(Whole, path).name == text
