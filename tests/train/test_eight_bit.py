@@ -87,7 +87,7 @@ def test_a_saved_state_goes_on_to_the_last_bit(make_model: Callable[..., Transfo
 def test_a_state_elsewhere_makes_the_same_steps(make_model: Callable[..., Transformer], kind: str) -> None:
     here, away = make_model(), make_model()
     for model, offload in ((here, False), (away, True)):
-        trained(model, make_optimizer(model, OptimConfig(lr=1e-2, kind=kind, offload=offload)))  # type: ignore[arg-type]
+        trained(model, make_optimizer(model, OptimConfig(lr=1e-2, kind=kind, offload=offload)))
     assert all(torch.equal(a, b) for a, b in zip(here.parameters(), away.parameters(), strict=True))
 
 

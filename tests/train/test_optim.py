@@ -133,7 +133,7 @@ def test_what_no_optimiser_could_use_is_refused(setting: dict[str, Any], said: s
 @pytest.mark.parametrize("name", ["log_every", "eval_every", "save_every"])
 def test_what_happens_every_no_steps_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"loop.{name} is 0"):
-        LoopConfig(**{name: 0})  # type: ignore[arg-type]
+        LoopConfig(**{name: 0})
 
 
 def test_a_device_that_is_not_here_is_refused() -> None:

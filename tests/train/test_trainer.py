@@ -150,7 +150,7 @@ def test_a_second_run_in_the_same_folder_is_refused(make_trainer: Callable[..., 
                 make_trainer().run()
         return following()
 
-    trainer.batches.next_batch = next_batch  # type: ignore[method-assign]
+    trainer.batches.next_batch = next_batch
     assert trainer.run() == "finished"
     assert curve(trainer) == curve(straight)
 
