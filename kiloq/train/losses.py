@@ -94,7 +94,8 @@ class _TokenLogProbs(torch.autograd.Function):
         softmax_slope = -slope / totals
         wants_hidden, _, _, wants_weight, _, wants_values = ctx.needs_input_grad
         hidden_grad = torch.zeros_like(hidden, dtype=torch.float32)
-        weight_grad = torch.empty_like(head.weight) if wants_weight or wants_values else None
+        weight_grad = torch.empty_like(head.weight) if wants_weight else None
+        values_grad = torch.zeros_like(head.values) if wants_values and head.values is not None else None
         for start in range(0, len(head.weight), ctx.columns):
             rows = head.rows(start, start + ctx.columns, hidden.dtype)
             place, here = _places(targets, start, len(rows))
@@ -104,11 +105,13 @@ class _TokenLogProbs(torch.autograd.Function):
                 hidden_grad += gradient @ rows
             if weight_grad is not None:
                 weight_grad[start : start + len(rows)] = gradient.t() @ hidden
-        values_grad = None
+            if values_grad is not None and head.token_ids is not None:
+                place, here = _places(head.token_ids, start, len(rows))
+                trained = gradient.index_select(1, place.squeeze(1))  # [T, n], of which some stand elsewhere
+                values_grad += (trained.t() @ hidden) * here
         if weight_grad is not None and head.token_ids is not None:
-            values_grad = weight_grad[head.token_ids] if wants_values else None
             weight_grad[head.token_ids] = 0
-        return hidden_grad.to(hidden.dtype), None, None, weight_grad if wants_weight else None, None, values_grad
+        return hidden_grad.to(hidden.dtype), None, None, weight_grad, None, values_grad
 
 
 def _places(targets: Tensor, start: int, columns: int) -> tuple[Tensor, Tensor]:

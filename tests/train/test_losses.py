@@ -92,20 +92,32 @@ def test_log_probs_add_up_to_the_cross_entropy() -> None:
     )
 
 
+class Largest(TorchDispatchMode):
+    """The most values that any operation within gives at once."""
+
+    values = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.values = max([self.values, *(x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor))])
+        return out
+
+
 def test_the_whole_logits_never_exist() -> None:
     # The largest tensor that any operation makes, forward or backward, is a chunk of logits or the head's gradient.
-    largest = 0
-
-    class Watching(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            nonlocal largest
-            out = func(*args, **(kwargs or {}))
-            largest = max([largest, *(x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor))])
-            return out
-
     tokens, width, vocab, columns = 512, 8, 1000, 16
     hidden, weight = torch.randn(tokens, width, requires_grad=True), torch.randn(vocab, width, requires_grad=True)
     targets = torch.randint(0, vocab, (tokens,))
-    with Watching():
+    with Largest() as largest:
         token_log_probs(hidden, weight, targets, columns=columns).sum().backward()
-    assert largest == columns * tokens
+    assert largest.values == columns * tokens
+
+
+def test_a_few_trained_rows_cost_no_gradient_of_the_whole_head() -> None:
+    tokens, width, vocab, columns = 64, 8, 4000, 16
+    hidden, weight = torch.randn(tokens, width, requires_grad=True), torch.randn(vocab, width)
+    ids, values = torch.tensor([7, 3999]), torch.randn(2, width, requires_grad=True)
+    targets = torch.randint(0, vocab, (tokens,))
+    with Largest() as largest:
+        token_log_probs(hidden, HeadMatrix(weight, ids, values), targets, columns=columns).sum().backward()
+    assert largest.values == columns * tokens < weight.numel()
