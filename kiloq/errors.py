@@ -43,3 +43,7 @@ class MissingExtraError(KiloqError):
 
 class NumericsError(KiloqError):
     """Not-a-number or infinite values where the arithmetic should be finite."""
+
+
+class LostProcessError(KiloqError):
+    """Another process of the run is gone, or does not answer."""

@@ -44,6 +44,10 @@ class Parallel(Protocol):
         """Whether each process holds only a part of the weights."""
         ...
 
+    def noticing(self) -> AbstractContextManager[object]:
+        """Around what all do together: where one of them is gone the others say so, LostProcessError."""
+        ...
+
     def spread(self, model: Transformer, runtime: Runtime) -> Transformer:
         """Put the model, or this process's part of it, where it is trained. Mutates it; before any optimiser."""
         ...
@@ -116,6 +120,9 @@ class Alone:
     processes: int = 1
     is_first: bool = True
     is_sharded: bool = False
+
+    def noticing(self) -> AbstractContextManager[object]:
+        return nullcontext()
 
     def spread(self, model: Transformer, runtime: Runtime) -> Transformer:
         return model

@@ -11,11 +11,12 @@ from itertools import product
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from kiloq.errors import ConfigError
+from kiloq.errors import ConfigError, LostProcessError
 from kiloq.model import Transformer, shard
 from kiloq.model.trained_lora import Frozen
 
@@ -53,6 +54,20 @@ class Ranks:
         self.is_first = dist.get_rank() == 0
         self.is_sharded = False
         self.buckets: Buckets | None = None
+
+    @contextmanager
+    def noticing(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, CheckpointException) as error:
+            # gloo has no class of its own for it.
+            if not isinstance(error, dist.DistError) and "gloo/" not in str(error):
+                raise
+            raise LostProcessError(
+                f"process {dist.get_rank()} of {self.processes} waited for another one that is gone or does not "
+                "answer; what that one said last, or torchrun's report below, tells why. The same command goes on from "
+                "the last saved state."
+            ) from error
 
     def spread(self, model: Transformer, runtime: Runtime) -> Transformer:
         """One block after the other, so that no device need hold the whole model."""

@@ -81,7 +81,7 @@ class Trainer(Generic[B]):
     def run(self) -> Outcome:
         """Train until the last step, the time limit or a signal; the state is saved whichever comes first."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with only_run_in(self.folder) if self.parallel.is_first else nullcontext():
+        with self.parallel.noticing(), only_run_in(self.folder) if self.parallel.is_first else nullcontext():
             return self._run()
 
     def _run(self) -> Outcome:

@@ -88,6 +88,8 @@ def train(out: Path, name: str, options: dict[str, str]) -> None:
         die(options["die"], rank=int(options.get("rank", 0)))
     if "nan" in options and os.environ["RANK"] == "1":
         before(trainer, step=2, do=lambda: [p.data.fill_(torch.nan) for p in model.parameters()])
+    if "gone" in options and os.environ["RANK"] == "1":
+        before(trainer, step=2, do=lambda: os.kill(os.getpid(), signal.SIGKILL))
     if "stop" in options and os.environ.get("RANK", "1") == "1":
         before(trainer, step=int(options["stop"]) - 1, do=lambda: signal.raise_signal(signal.SIGTERM))
     if trainer.run() == "paused":

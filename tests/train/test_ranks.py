@@ -217,6 +217,14 @@ def test_shares_are_compiled_and_run_in_bf16(tmp_path: Path, alone: Callable[...
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sharing", ["kind=ddp", "kind=fsdp", "tensor=2"])
+def test_a_process_that_is_gone_ends_the_others_with_a_word(tmp_path: Path, sharing: str) -> None:
+    failed = torchrun(corpus(tmp_path), f"run {sharing} gone=1")
+    assert failed.returncode != 0
+    assert failed.stderr.count("LostProcessError: process 0 of 2 waited for another one that is gone") == 1
+
+
+@pytest.mark.slow
 def test_a_process_ends_while_messages_are_on_their_way(tmp_path: Path) -> None:
     script = tmp_path / "leave.py"
     # Without end_process the interpreter is aborted: gloo's threads let go of tensors while it ends.
