@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from .rollouts import Player, Prompt, RolloutConfig, read_prompts
 from .run_folder import claim_folder
 from .settings import BatchConfig, LoopConfig, TrainConfig
 from .sft import ChatSource, HeldOut, text_stream
+from .state import trained_parameters
 from .trainer import Outcome, Trainer
 
 Learned: TypeAlias = Experience | Scored | Batch
@@ -224,17 +226,35 @@ def _reward(config: ReinforceConfig, checkpoint: Checkpoint) -> Reward:
 
 
 def _reference(config: ReinforceConfig, checkpoint: Checkpoint, policy: Forward) -> PerToken | None:
-    """Where the policy began: itself without its adapter, else a copy of the checkpoint."""
+    """Where the policy began: itself without its adapter or with the one it goes on from, else a copy of the
+    checkpoint."""
     if not config.kl:
         return None
     if config.adapter is None:
         return partial(log_probs, forward_of(load_dense(checkpoint, dtype=torch.float32), config))
 
-    def alone(batch: Batch) -> Tensor:
-        with frozen_alone(policy.model):
+    trained = trained_parameters(policy.model)
+    begun = {name: one.detach().clone() for name, one in trained.items()} if config.adapter.start else {}
+
+    def as_begun(batch: Batch) -> Tensor:
+        with _holding(trained, begun) if begun else frozen_alone(policy.model):
             return log_probs(policy, batch)
 
-    return alone
+    return as_begun
+
+
+@contextmanager
+def _holding(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within it the parameters have these values, in their own places."""
+    now = {name: one.detach().clone() for name, one in parameters.items()}
+    with torch.no_grad():
+        for name, value in values.items():
+            parameters[name].copy_(value)
+        try:
+            yield
+        finally:
+            for name, value in now.items():
+                parameters[name].copy_(value)
 
 
 def _prompts(config: ReinforceConfig, checkpoint: Checkpoint, path: str) -> list[Prompt]:

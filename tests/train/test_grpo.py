@@ -11,7 +11,8 @@ from torch import Tensor
 
 from kiloq.checkpoint import load_dense, open_checkpoint
 from kiloq.errors import ConfigError, DataError
-from kiloq.train.adapters import AdapterConfig
+from kiloq.model.trained_lora import trained_layers
+from kiloq.train.adapters import AdapterConfig, export
 from kiloq.train.experience import Experience, Judges, Rounds, Trace, k3, log_probs, packed_traces
 from kiloq.train.grpo import Groups, GrpoConfig, grpo, grpo_objective, token_losses
 from kiloq.train.reinforce import Cast, PromptSource, assemble, loss_of
@@ -69,6 +70,28 @@ def test_the_engine_plays_what_the_trainer_trains(config: GrpoConfig, adapter: A
         torch.testing.assert_close(trace.engine, trace.old[: len(trace.engine)], atol=0.25, rtol=0)
         assert trace.length - len(trace.engine) in (0, 1)
     assert rounds.facts["mismatch"] < rounds.facts["kl"] / 20
+
+
+def test_an_adapter_that_goes_on_is_held_to_where_it_began(config: GrpoConfig, tmp_path: Path) -> None:
+    adapter = AdapterConfig(rank=4, targets=("all-linear",))
+    begun = assemble(replace(config, adapter=adapter), None).policy.model
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for layer in trained_layers(begun).values():
+            layer.ups[0].normal_(0, 0.05, generator=generator)
+    export(tmp_path / "begun", begun, adapter)
+    cast = assemble(replace(config, adapter=replace(adapter, start=str(tmp_path / "begun"))), None)
+    rounds = rounds_of(config, cast)
+    rounds.next_batch()
+    assert rounds.facts["kl"] == 0
+    layer = next(iter(trained_layers(cast.policy.model).values()))
+    with torch.no_grad():
+        layer.ups[0].mul_(3)
+    moved = layer.ups[0].detach().clone()
+    rounds.given = rounds.round * rounds.parts
+    rounds.next_batch()
+    assert rounds.facts["kl"] > 0
+    assert torch.equal(layer.ups[0], moved)  # the reference leaves no trace
 
 
 def test_the_first_step_is_reinforce(config: GrpoConfig) -> None:
