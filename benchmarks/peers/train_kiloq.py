@@ -67,7 +67,7 @@ def main() -> None:
     model = load_dense(checkpoint, dtype=runtime.dtype if PLAN["lora"] else torch.float32).requires_grad_(True)
     if PLAN["lora"]:
         adapters.attach(model, checkpoint, adapters.AdapterConfig(dropout=0.0, embeddings="none"))
-    forward = Forward(model, runtime, seq_len=BATCH.seq_len)
+    forward = Forward(Alone().spread(model, runtime), runtime, seq_len=BATCH.seq_len)
     if PLAN["loss"] == "dpo":
         pairs = pair_batches(model, partial(answer_log_probs, forward), runtime.dtype)
         recipe = PreferenceConfig(out="", model="", data=(), optim=OPTIM)

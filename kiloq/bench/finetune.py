@@ -23,7 +23,7 @@ from kiloq.quant.frozen import FrozenLinear
 from kiloq.train import adapters
 from kiloq.train.adapters import AdapterConfig
 from kiloq.train.data import Batch
-from kiloq.train.forward import LONG_ROW, Forward, Runtime
+from kiloq.train.forward import LONG_ROW, Forward, Runtime, share_tied_gradient
 from kiloq.train.meter import Work, forget_peak, gemm_peak, peak_bytes
 from kiloq.train.optim import OptimConfig, clip_gradients, make_optimizer
 from kiloq.train.plan import Load, plan
@@ -182,7 +182,7 @@ def _network(config: ModelConfig, adapter: AdapterConfig | None, runtime: Runtim
     model = model.to(runtime.device).requires_grad_(adapter is None)
     if adapter is not None:
         adapters.attach_new(model, adapter)
-    return model
+    return share_tied_gradient(model, runtime)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ class WholeEmbedding(Embedding):
         self.weight = nn.Parameter(table.detach().float().clone())
 
     def forward(self, ids: Tensor) -> Tensor:
-        return F.embedding(ids, self.weight).to(self.out_dtype)
+        return super().forward(ids).to(self.out_dtype)
 
     def project(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.weight.to(hidden.dtype))

@@ -19,6 +19,7 @@ from kiloq import ops
 from .attend import Attend, PackedAttend
 from .config import ModelConfig
 from .rope import Rope, Rotation, ntk_alpha, rotate
+from .tied import TiedGradient, lookup
 
 LinearFactory = Callable[[str, int, int, bool], nn.Module]
 """(name in the model, in features, out features, has bias) -> the module that multiplies."""
@@ -194,10 +195,15 @@ class RMSNorm(nn.Module):
 
 
 class Embedding(nn.Embedding):
-    """The rows of the vocabulary; waits to be filled."""
+    """The rows of the vocabulary; waits to be filled. `tied` is set where a loss leaves the head's gradient in it."""
+
+    tied: TiedGradient | None = None
 
     def __init__(self, name: str, rows: int, columns: int) -> None:
         super().__init__(rows, columns, _weight=torch.empty(rows, columns))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids) if self.tied is None else lookup(ids, self.weight, self.tied)
 
     def project(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.weight)

@@ -10,7 +10,9 @@ from torch.distributed.fsdp import FSDPModule
 
 from kiloq.errors import ConfigError
 from kiloq.model import Attend, Recompute, Transformer
+from kiloq.model.tied import TiedGradient
 from kiloq.model.trained_rows import RowsEmbedding, RowsHead
+from kiloq.model.transformer import Embedding
 
 from .data import Batch
 from .losses import HeadMatrix, chunked_cross_entropy
@@ -96,7 +98,20 @@ def head_of(model: Transformer) -> HeadMatrix:
     table = model.embed if model.config.tie_embeddings else model.head
     if isinstance(table, RowsEmbedding | RowsHead):
         return HeadMatrix(table.weight, *table.rows.patch())
-    return HeadMatrix(head_weight(model))
+    return HeadMatrix(head_weight(model), tied=table.tied if isinstance(table, Embedding) else None)
+
+
+def share_tied_gradient(model: Transformer, runtime: Runtime) -> Transformer:
+    """Let embedding and head make one gradient where they are one trained matrix; the model itself.
+
+    Of one process, where its gradients are its own business. Compiled code cannot hand the gradient over, and on a GPU
+    the order in which a token's rows are added is not fixed.
+    """
+    table = model.embed
+    can_share = model.config.tie_embeddings and runtime.device == "cpu" and not runtime.compiled
+    if can_share and isinstance(table, Embedding) and table.weight.requires_grad:
+        table.tied = TiedGradient()
+    return model
 
 
 def head_weight(model: Transformer) -> Tensor:

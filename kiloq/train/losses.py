@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from kiloq.model.tied import TiedGradient
+
 IGNORE = -100
 """The target of a token that is not trained."""
 
@@ -13,11 +15,13 @@ _UNIT = 64  # rows
 
 
 class HeadMatrix(NamedTuple):
-    """A head [V, h], of which the rows of `token_ids` [n] are those of `values` [n, h] instead."""
+    """A head [V, h], of which the rows of `token_ids` [n] are those of `values` [n, h] instead. Where there is `tied`,
+    the gradient of `weight` goes there."""
 
     weight: Tensor
     token_ids: Tensor | None = None
     values: Tensor | None = None
+    tied: TiedGradient | None = None
 
     def rows(self, start: int, stop: int, dtype: torch.dtype) -> Tensor:
         """Rows start..stop-1 in the type that products run in."""
@@ -58,7 +62,8 @@ def token_log_probs(
 def trained_log_probs(hidden: Tensor, head: Tensor | HeadMatrix, targets: Tensor, *, columns: int) -> Tensor:
     """`token_log_probs` where every token has a target."""
     matrix = head if isinstance(head, HeadMatrix) else HeadMatrix(head)
-    found: Tensor = _TokenLogProbs.apply(hidden, targets, columns, *matrix)  # type: ignore[no-untyped-call]  # torch's, untyped
+    told = (hidden, targets, columns, matrix.tied)
+    found: Tensor = _TokenLogProbs.apply(*told, *matrix[:3])  # type: ignore[no-untyped-call]  # torch's, untyped
     return found
 
 
@@ -70,8 +75,11 @@ def columns_at_once(tokens: int, device: str) -> int:
 
 class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, targets: Tensor, columns: int, *tensors: Tensor) -> Tensor:
-        head = HeadMatrix(*tensors)
+    def forward(
+        ctx: Any, hidden: Tensor, targets: Tensor, columns: int, tied: TiedGradient | None, *tensors: Tensor
+    ) -> Tensor:
+        weight, token_ids, values = tensors
+        head = HeadMatrix(weight, token_ids, values)
         highest = torch.full((len(targets), 1), -torch.inf, device=hidden.device)
         totals, picked = torch.zeros_like(highest), torch.zeros_like(highest)
         for start in range(0, len(head.weight), columns):
@@ -83,7 +91,7 @@ class _TokenLogProbs(torch.autograd.Function):
             totals.mul_((highest - higher).exp_()).add_(logits.sub_(higher).exp_().sum(dim=1, keepdim=True))
             highest = higher
         ctx.save_for_backward(hidden, targets, highest, totals, *tensors)
-        ctx.columns = columns
+        ctx.columns, ctx.tied = columns, tied
         return (picked - highest - totals.log()).squeeze(1)
 
     @staticmethod
@@ -92,7 +100,7 @@ class _TokenLogProbs(torch.autograd.Function):
         hidden, targets, highest, totals, *tensors = ctx.saved_tensors
         head, slope = HeadMatrix(*tensors), upstream[0][:, None]
         softmax_slope = -slope / totals
-        wants_hidden, _, _, wants_weight, _, wants_values = ctx.needs_input_grad
+        wants_hidden, *_, wants_weight, _, wants_values = ctx.needs_input_grad
         hidden_grad = torch.zeros_like(hidden, dtype=torch.float32)
         weight_grad = torch.empty_like(head.weight) if wants_weight else None
         values_grad = torch.zeros_like(head.values) if wants_values and head.values is not None else None
@@ -111,7 +119,10 @@ class _TokenLogProbs(torch.autograd.Function):
                 values_grad += (trained.t() @ hidden) * here
         if weight_grad is not None and head.token_ids is not None:
             weight_grad[head.token_ids] = 0
-        return hidden_grad.to(hidden.dtype), None, None, weight_grad, None, values_grad
+        if weight_grad is not None and ctx.tied is not None:
+            ctx.tied.add(weight_grad)
+            weight_grad = None
+        return hidden_grad.to(hidden.dtype), None, None, None, weight_grad, None, values_grad
 
 
 def _places(targets: Tensor, start: int, columns: int) -> tuple[Tensor, Tensor]:

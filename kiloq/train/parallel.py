@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kiloq.model import Transformer
 
-from .forward import Runtime
+from .forward import Runtime, share_tied_gradient
 from .objective import B, Objective
 from .optim import clip_gradients
 from .pieces import Layout, whole
@@ -125,7 +125,7 @@ class Alone:
         return nullcontext()
 
     def spread(self, model: Transformer, runtime: Runtime) -> Transformer:
-        return model
+        return share_tied_gradient(model, runtime)
 
     def gather(self, model: Transformer) -> bool:
         return True

@@ -21,7 +21,7 @@ from kiloq.model import ModelConfig, Recompute, Transformer
 from . import adapters
 from .adapters import AdapterConfig
 from .data import Batch
-from .forward import Forward, Runtime, head_of
+from .forward import Forward, Runtime, head_of, share_tied_gradient
 from .losses import columns_at_once, trained_log_probs
 from .meter import matrix_weights
 
@@ -94,6 +94,7 @@ def _measure(load: Load, layers: int) -> dict[str, int]:
     config = dataclasses.replace(load.config, num_layers=layers, windows=load.config.windows[:layers])
     with FakeTensorMode(), _Held() as held:
         model = blank_network(config, load.adapter, load.runtime.dtype).train()
+        share_tied_gradient(model, load.runtime)
         weights = sum(one.nbytes() for one in _storages(model))
         trained = [one for one in model.parameters() if one.requires_grad]
         if load.accumulate > 1:
