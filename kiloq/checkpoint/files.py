@@ -217,6 +217,8 @@ def _load_bin(path: Path) -> dict[str, Tensor]:
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
     ):
         raise CheckpointError(f"{path} does not hold tensors by name; it is not a weight file.")
+    if empty := [name for name, value in content.items() if value.is_meta]:
+        raise CheckpointError(f"{path} holds {empty[0]} as a shape without values; it was saved from no real model.")
     return content
 
 

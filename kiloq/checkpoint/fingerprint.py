@@ -90,7 +90,13 @@ def find_base(adapter: str | Path, base: str | Path | None = None) -> Path:
         return _named_by_peft(adapter) if base is None else resolve(str(base))
     looked: list[str] = []
     for folder in _candidates(adapter, wanted, base, looked):
-        found = fingerprint(folder)
+        try:
+            found = fingerprint(folder)
+        except CheckpointError as error:
+            if base is not None:
+                raise
+            looked.append(str(error))  # a neighbour that is damaged is no reason to look no further
+            continue
         if found == wanted.fingerprint:
             return folder
         looked.append(f"{folder} is another model ({_short(found)})")
@@ -118,14 +124,21 @@ def _candidates(adapter: Path, wanted: Base, base: str | Path | None, looked: li
 def _near(adapter: Path, name: str) -> Iterator[Path]:
     """Model folders beside the adapter and beside the two folders above it, those of the recorded name first."""
     here = adapter.resolve()
-    beside = [entry for above in here.parents[:3] for entry in sorted(above.iterdir()) if entry.is_dir()]
-    models = [entry for entry in beside[:_MOST_FOLDERS] if (entry / "config.json").is_file() and entry != here]
-    for entry in sorted(models, key=lambda path: path.name != name):
+    beside = [entry for above in here.parents[:3] for entry in _folders(above)]
+    for entry in sorted(beside[:_MOST_FOLDERS], key=lambda path: path.name != name):
         try:
-            weight_files(entry)
-        except CheckpointError:
-            continue  # a folder without weights is no candidate
-        yield entry
+            if entry != here and (entry / "config.json").is_file():
+                weight_files(entry)
+                yield entry
+        except (CheckpointError, PermissionError):
+            continue  # without weights, or another person's
+
+
+def _folders(above: Path) -> list[Path]:
+    try:
+        return [entry for entry in sorted(above.iterdir()) if entry.is_dir()]
+    except PermissionError:
+        return []
 
 
 def _named_by_peft(adapter: Path) -> Path:

@@ -57,6 +57,31 @@ def test_the_base_is_found_after_both_have_moved_and_been_renamed(write: Write, 
     assert find_base(elsewhere / "adapters" / "mine") == elsewhere / "renamed"
 
 
+def test_neighbours_that_cannot_be_read_are_passed_over(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = write("qwen2")[0]
+    adapter = adapter_on(base, tmp_path / "runs" / "adapter")
+    shutil.move(base, tmp_path / "zz")
+    for name in ("cut-off", "shapes"):
+        shutil.copytree(tmp_path / "zz", tmp_path / name)
+    (tmp_path / "cut-off" / "model.safetensors").write_bytes(b"half")
+    (tmp_path / "shapes" / "model.safetensors").unlink()
+    torch.save({"w": torch.empty(2, device="meta")}, tmp_path / "shapes" / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="w as a shape without values"):
+        find_base(adapter, tmp_path / "shapes")
+    (tmp_path / "private").mkdir()
+    is_file = Path.is_file
+
+    def looked_at(path: Path) -> bool:
+        if path.parent == tmp_path / "private":  # as the system says to all but its owner and root
+            raise PermissionError(path)
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", looked_at)
+    assert find_base(adapter) == tmp_path / "zz"
+
+
 def test_a_bundled_base_needs_no_neighbour(tmp_path: Path) -> None:
     mini = bundled("kiloq-mini-chat")
     assert find_base(adapter_on(mini, tmp_path / "adapter", "kiloq-mini-chat")) == mini
