@@ -4,7 +4,7 @@ Knows no loss and no advantage: a method hands in how answers are credited.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,41 +12,14 @@ import torch
 from torch import Tensor
 
 from .data import Batch
-from .forward import Forward, head_of
-from .losses import IGNORE, token_log_probs
+from .forward import Forward
 from .objective import Batches
-from .packing import into_rows
+from .parallel import Alone, Parallel
 from .rewards import Reward
 from .rollouts import Answer, Player, Prompt, RolloutConfig, sample_seed, shuffled
-from .samples import Sample, assemble
+from .traces import Trace, drift, log_probs_and_entropy, packed_traces
 
-_NONE = torch.empty(0)
-_LOGITS = 2**21  # that exist at once: 8 MB
-
-
-@dataclass
-class Trace:
-    """One answer as it is trained on. Tensors are [n], one value for each of its tokens; some methods leave some empty.
-
-    `group` numbers its prompt within the round; `engine` are the log-probabilities that it was drawn with, of all
-    tokens but the one that ended it.
-    """
-
-    ids: Tensor  # [L] prompt and answer
-    start: int  # where the answer begins
-    group: int
-    reward: float
-    engine: Tensor
-    old: Tensor = _NONE  # log-probabilities under the weights that drew it, by the trainer's own forward
-    reference: Tensor = _NONE
-    values: Tensor = _NONE
-    advantages: Tensor = _NONE
-    returns: Tensor = _NONE
-
-    @property
-    def length(self) -> int:
-        """Tokens of the answer."""
-        return len(self.ids) - self.start
+_MEASURED = ("old", "reference", "values", "advantages", "returns")
 
 
 @dataclass(frozen=True)
@@ -100,19 +73,22 @@ PerToken = Callable[[Batch], Tensor]
 
 @dataclass(frozen=True)
 class Judges:
-    """Who looks at the answers of a round, without gradients. `value` and `reference` may be missing."""
+    """Who looks at the answers of a round, without gradients, and among which processes they are shared out. `value`
+    and `reference` may be missing."""
 
     reward: Reward
     policy: Forward
     reference: PerToken | None = None
     value: PerToken | None = None
+    parallel: Parallel = field(default_factory=Alone)
 
 
 class Rounds:
     """The stream: mini-batches of the current round, and a new one with the live weights when they are used up.
 
     The first pass of a round is measured in the very batches that it is trained in, so the first step's ratios are 1.
-    For the first `warmup` optimiser steps the policy is to stay as it is. `text` adds a batch to every part.
+    For the first `warmup` optimiser steps the policy is to stay as it is. `text` adds a batch to every part. Of several
+    processes each plays and measures a share of a round, which all of them then have whole.
     """
 
     def __init__(
@@ -132,7 +108,6 @@ class Rounds:
         self.round, self.given = 0, 0  # rounds made; parts given in all
         self.traces: list[Trace] = []
         self.facts: dict[str, float] = {}
-        self.last: list[tuple[Answer, float]] = []  # for people, not kept
 
     @property
     def parts(self) -> int:
@@ -180,13 +155,7 @@ class Rounds:
     @torch.no_grad()
     def _play(self) -> None:
         """Ask, score, measure, credit."""
-        count = self.config.prompts
-        numbers = shuffled(len(self.prompts), self.seed, self.round * count, (self.round + 1) * count)
-        seeds = [sample_seed(self.seed, self.round, place) for place in range(count)]
-        asked = [self.prompts[i] for i in numbers]
-        answers = self.player.play(asked, seeds, answers=self.config.answers)
-        rewards = self.judges.reward([answer.attempt for answer in answers])
-        self.last = list(zip(answers, rewards, strict=True))
+        answers, rewards = self._answers()
         self.traces = [
             Trace(
                 ids=torch.tensor(answer.prompt.ids + answer.ids),
@@ -195,76 +164,65 @@ class Rounds:
                 reward=reward,
                 engine=torch.tensor(answer.log_probs),
             )
-            for i, (answer, reward) in enumerate(self.last)
+            for i, (answer, reward) in enumerate(zip(answers, rewards, strict=True))
         ]
         self.round += 1
-        entropy = sum(self._measure(self._share(place)) for place in range(self.parts // self.config.epochs))
+        entropy = self._measured()
         self.facts = facts_of(answers, rewards) | drift(self.traces)
         self.facts["entropy"] = entropy / sum(trace.length for trace in self.traces)
         self.facts |= self.method.credit(self.traces)
 
-    def _measure(self, traces: Sequence[Trace]) -> float:
-        """Fill what the networks say of these traces; their summed entropy."""
-        traces, batch = packed_traces(traces, self.config.seq_len)
-        lengths = [trace.length for trace in traces]
+    def _answers(self) -> tuple[list[Answer], list[float]]:
+        """Of all prompts of the round, those of a prompt together. A prompt's seed is its own, whoever plays it."""
+        count, each, parallel = self.config.prompts, self.config.answers, self.judges.parallel
+        numbers = shuffled(len(self.prompts), self.seed, self.round * count, (self.round + 1) * count)
+        mine = range(parallel.rank, count, parallel.world)
+        answers: list[Answer] = []
+        if mine:
+            seeds = [sample_seed(self.seed, self.round, place) for place in mine]
+            answers = self.player.play([self.prompts[numbers[place]] for place in mine], seeds, answers=each)
+        rewards = self.judges.reward([answer.attempt for answer in answers]) if answers else []
+        shares = parallel.collect(list(zip(answers, rewards, strict=True)))
+        starts = [(shares[place % len(shares)], place // len(shares) * each) for place in range(count)]
+        together = [one for share, start in starts for one in share[start : start + each]]
+        return [answer for answer, _ in together], [reward for _, reward in together]
+
+    def _measured(self) -> float:
+        """Fill what the networks say of the round's traces; their summed entropy."""
+        parallel, places = self.judges.parallel, range(self.parts // self.config.epochs)
+        own = {place: self._measure(self._share(place)) for place in places[parallel.rank :: parallel.world]}
+        entropies = [0.0] * len(places)
+        for share in parallel.collect(own):
+            for place, (entropy, columns) in share.items():
+                entropies[place] = entropy
+                for name, values in columns.items():
+                    for trace, value in zip(self._share(place), values, strict=True):
+                        setattr(trace, name, value)
+        return sum(entropies)
+
+    def _measure(self, traces: Sequence[Trace]) -> tuple[float, dict[str, list[Tensor]]]:
+        """The summed entropy of a part, and by what the networks say of its traces, a tensor for each."""
+        packed, batch = packed_traces(traces, self.config.seq_len)
+        lengths = [trace.length for trace in packed]
         old, entropy = log_probs_and_entropy(self.judges.policy, batch)
         looked = {"old": old}
         if self.judges.reference is not None:
             looked["reference"] = self.judges.reference(batch)
         if self.judges.value is not None:
             looked["values"] = self.judges.value(batch)
+        place = {id(trace): number for number, trace in enumerate(packed)}
+        columns = {}
         for name, values in looked.items():
-            for trace, own in zip(traces, torch.split(values.cpu(), lengths), strict=True):
-                setattr(trace, name, own.clone())  # a view would be saved with all of its batch
-        return entropy
+            parts = torch.split(values.cpu(), lengths)
+            # A view would be saved with all of its batch.
+            columns[name] = [parts[place[id(trace)]].clone() for trace in traces]
+        return entropy, columns
 
     def _share(self, place: int) -> list[Trace]:
         """The traces of one part of a round."""
         per_epoch = self.parts // self.config.epochs
         order = np.random.default_rng([self.seed, self.round, place // per_epoch]).permutation(len(self.traces))
         return [self.traces[int(i)] for i in np.split(order, per_epoch)[place % per_epoch]]
-
-
-_MEASURED = ("old", "reference", "values", "advantages", "returns")
-
-
-def packed_traces(traces: Sequence[Trace], seq_len: int) -> tuple[list[Trace], Batch]:
-    """Answers in rows of seq_len, each seeing only itself; and the order in which they stand there.
-
-    The answers' own tokens are the targets, so that the batch's N trained tokens are theirs, one trace after another.
-    """
-    samples = [_sample(trace) for trace in traces]
-    rows = into_rows(list(range(len(traces))), [len(sample.ids) for sample in samples], seq_len)
-    order = [traces[i] for row in rows for i in row]
-    return order, assemble([[samples[i] for i in row] for row in rows], seq_len, filler=0)
-
-
-def answer_rows(forward: Forward, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Hidden states before each answer token in fp32 [N, h], and the tokens [N]."""
-    targets = batch.targets.to(forward.runtime.device)
-    at = (targets != IGNORE).nonzero().squeeze(1)
-    return forward(batch)[at].float(), targets[at]
-
-
-def log_probs(forward: Forward, batch: Batch) -> Tensor:
-    """log p of each of the batch's N trained tokens, [N] fp32.
-
-    The head multiplies in fp32: logits of about 20 in bf16 are off by up to 0.06, and a ratio by 6 %.
-    """
-    hidden, targets = answer_rows(forward, batch)
-    return token_log_probs(hidden, head_of(forward.model), targets)
-
-
-def log_probs_and_entropy(forward: Forward, batch: Batch) -> tuple[Tensor, float]:
-    """`log_probs`, and the summed entropy of what each token was drawn from. Without gradients."""
-    hidden, targets = answer_rows(forward, batch)
-    head = head_of(forward.model)
-    matrix = head.rows(0, len(head.weight), hidden.dtype)
-    entropy = 0.0
-    for rows in torch.split(hidden, max(32, _LOGITS // len(matrix))):
-        scores = torch.log_softmax(rows @ matrix.t(), dim=-1)
-        entropy -= float((scores.exp() * scores).sum())
-    return token_log_probs(hidden, head, targets), entropy
 
 
 def facts_of(answers: Sequence[Answer], rewards: Sequence[float]) -> dict[str, float]:
@@ -274,27 +232,3 @@ def facts_of(answers: Sequence[Answer], rewards: Sequence[float]) -> dict[str, f
         "length": float(np.mean([len(answer.ids) for answer in answers])),
         "ended": float(np.mean([answer.is_finished for answer in answers])),
     }
-
-
-def drift(traces: Sequence[Trace]) -> dict[str, float]:
-    """How far the policy is from the reference, and the trainer's forward from the engine's: mean KL of drawn tokens.
-
-    Schulman's estimator k3 (joschu.net/blog/kl-approx.html): exp(d) - 1 - d of d = log q - log p, drawn from p.
-    """
-    engine = torch.cat([k3(trace.engine, trace.old[: len(trace.engine)]) for trace in traces])
-    found = {"mismatch": float(engine.mean()) if len(engine) else 0.0}
-    if len(traces[0].reference):
-        found["kl"] = float(torch.cat([k3(trace.old, trace.reference) for trace in traces]).mean())
-    return found
-
-
-def k3(own: Tensor, other: Tensor) -> Tensor:
-    """The estimate of KL(own || other) of each token that `own` drew, from its log-probabilities under both."""
-    return torch.expm1(other - own) - (other - own)
-
-
-def _sample(trace: Trace) -> Sample:
-    ids = trace.ids.numpy()
-    targets = ids[1:].copy()
-    targets[: trace.start - 1] = IGNORE
-    return Sample(ids[:-1], targets)  # nothing follows the last token

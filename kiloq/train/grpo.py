@@ -13,11 +13,12 @@ from torch import Tensor
 
 from kiloq.errors import ConfigError
 
-from .experience import Experience, Judges, Rounds, Trace, k3, log_probs
+from .experience import Experience, Judges, Rounds
 from .forward import Forward
 from .objective import Loss, Objective
 from .reinforce import ReinforceConfig, assemble, loss_of, run
 from .rewards import Reward
+from .traces import Trace, k3, log_probs
 from .trainer import Outcome
 
 Average = Literal["answer", "token", "constant"]
@@ -52,7 +53,7 @@ def grpo(config: GrpoConfig, *, reward: Reward | None = None) -> Outcome:
     """Train `config.model` on its own answers. `reward`, from Python, replaces the recipe's checks."""
     cast = assemble(config, reward)
     method = Groups(scale=config.scale, average=config.average, max_tokens=config.rollout.max_tokens)
-    judges = Judges(cast.reward, cast.policy, cast.reference)
+    judges = Judges(cast.reward, cast.policy, cast.reference, parallel=cast.parallel)
     rounds = Rounds(cast.prompts, cast.player, judges, method, config.rollout, seed=config.seed)
     return run(config, cast, rounds, grpo_objective(cast.policy, config))
 

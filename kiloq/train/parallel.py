@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from .objective import B, Objective
 from .optim import clip_gradients
 from .pieces import Layout, whole
 from .settings import ParallelConfig, TrainConfig
+
+T = TypeVar("T")
 
 
 class Parallel(Protocol):
@@ -76,6 +78,10 @@ class Parallel(Protocol):
 
     def any(self, flag: bool) -> bool:
         """Whether it is true in any process: what stops one stops all."""
+        ...
+
+    def collect(self, own: T) -> list[T]:
+        """What each of the `world` shares hands in, in their order; the same everywhere."""
         ...
 
     def clip(self, module: nn.Module, limit: float) -> float:
@@ -146,6 +152,9 @@ class Alone:
 
     def any(self, flag: bool) -> bool:
         return flag
+
+    def collect(self, own: T) -> list[T]:
+        return [own]
 
     def clip(self, module: nn.Module, limit: float) -> float:
         return clip_gradients(module.parameters(), limit)

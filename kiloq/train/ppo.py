@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kiloq.errors import ConfigError
 
 from .data import Batch
-from .experience import Experience, Judges, Rounds, Trace, answer_rows, log_probs
+from .experience import Experience, Judges, Rounds
 from .forward import Forward
 from .grpo import clipped_gain
 from .network import read_network
@@ -22,6 +22,7 @@ from .reinforce import Cast, ReinforceConfig, assemble, forward_of, loss_of, run
 from .reward import RewardModel, load_reward_model
 from .rewards import Reward
 from .sft import ChatSource, text_stream
+from .traces import Trace, answer_rows, log_probs
 from .trainer import Outcome
 
 
@@ -69,7 +70,7 @@ def ppo(config: PpoConfig, *, reward: Reward | None = None) -> Outcome:
     rounds = Rounds(
         cast.prompts,
         cast.player,
-        Judges(cast.reward, cast.policy, cast.reference, critic),
+        Judges(cast.reward, cast.policy, cast.reference, critic, cast.parallel),
         Gae(kl=config.kl, gamma=config.gamma, lam=config.lam),
         config.rollout,
         seed=config.seed,
@@ -194,9 +195,11 @@ def value_errors(values: Tensor, old: Tensor, returns: Tensor, clip: float) -> T
 def _value_network(config: PpoConfig, cast: Cast) -> RewardModel:
     """Begins as the reward model, else as the policy with a row of zeros: what is to come is worth nothing yet."""
     if config.reward_model is not None and config.adapter is None:
-        device = cast.policy.runtime.device
-        return load_reward_model(config.reward_model, device=device).reward.requires_grad_(True)
-    model, _ = read_network(config, cast.checkpoint, runtime_of(config))
+        runtime = cast.policy.runtime
+        net = load_reward_model(config.reward_model, device=runtime.device).reward.requires_grad_(True)
+        cast.parallel.spread(net.model, runtime)
+        return net
+    model, _ = read_network(config, cast.checkpoint, runtime_of(config), cast.parallel)
     if isinstance(model.head, nn.Module):
         model.head.requires_grad_(False)  # nobody asks it for logits
     return RewardModel(model).to(cast.policy.runtime.device)

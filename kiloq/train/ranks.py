@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -23,6 +24,7 @@ from kiloq.model.trained_lora import Frozen
 from .buckets import Buckets
 from .forward import Runtime
 from .objective import B, Objective
+from .parallel import T
 from .pieces import Layout, Range, local_of, part, whole
 from .settings import ParallelConfig, TrainConfig
 
@@ -136,6 +138,11 @@ class Ranks:
         raised = torch.tensor(int(flag))
         dist.all_reduce(raised, dist.ReduceOp.MAX)
         return bool(raised)
+
+    def collect(self, own: T) -> list[T]:
+        found: list[T | None] = [None] * self.world
+        dist.all_gather_object(found, own, group=self.data.get_group())
+        return cast(list[T], found)
 
     def clip(self, module: nn.Module, limit: float) -> float:
         """The norm over the parts of all processes, each value counted once."""

@@ -19,21 +19,23 @@ from kiloq.model.trained_lora import frozen_alone
 
 from .adapters import AdapterConfig
 from .data import Batch
-from .experience import Experience, PerToken, Rounds, Scored, facts_of, log_probs
+from .experience import Experience, PerToken, Rounds, Scored, facts_of
 from .forward import Forward, Runtime
 from .live import Live
 from .network import read_network, write_network
 from .objective import Loss, Objective, Watch
 from .optim import OptimConfig, with_steps
+from .parallel import Parallel, join
 from .ranges import Seed
 from .recipe import to_toml
 from .reward import load_reward_model
 from .rewards import Attempt, Reward, RewardConfig, combined
 from .rollouts import Player, Prompt, RolloutConfig, read_prompts
 from .run_folder import claim_folder
-from .settings import BatchConfig, LoopConfig, TrainConfig
+from .settings import BatchConfig, LoopConfig, ParallelConfig, TrainConfig
 from .sft import ChatSource, HeldOut, text_stream
 from .state import trained_parameters
+from .traces import log_probs
 from .trainer import Outcome, Trainer
 
 Learned: TypeAlias = Experience | Scored | Batch
@@ -52,7 +54,8 @@ class ReinforceConfig:
     """A whole run. Prompts of `held` are answered greedily and scored; of `held_text` the loss is watched, which shows
     what of its language the model loses. The score of a `reward_model` is added to what the checks give. `kl` holds the
     policy to where it began; 0 keeps no reference. An adapter's dropout is off: the ratio of a token's probabilities
-    before and after a step would compare different networks.
+    before and after a step would compare different networks. Of several processes each plays a share of every round
+    with the whole model.
     """
 
     out: str
@@ -68,8 +71,14 @@ class ReinforceConfig:
     adapter: AdapterConfig | None = None
     optim: OptimConfig
     loop: LoopConfig = field(default_factory=LoopConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
+        if self.parallel.kind not in ("auto", "ddp") or self.parallel.tensor > 1:
+            raise ConfigError(
+                f"parallel.kind is {self.parallel.kind} and tensor {self.parallel.tensor}; rollouts take whole weights "
+                "in each process, so set kind to ddp and leave tensor out."
+            )
         if self.adapter is not None:
             object.__setattr__(self, "adapter", dataclasses.replace(self.adapter, dropout=0.0))
         if self.kl < 0 or self.optim.steps < 1:
@@ -90,6 +99,7 @@ class Cast:
     prompts: list[Prompt]
     reward: Reward
     trained: str  # what of the policy is, for the log
+    parallel: Parallel
 
 
 def assemble(config: ReinforceConfig, reward: Reward | None) -> Cast:
@@ -97,10 +107,20 @@ def assemble(config: ReinforceConfig, reward: Reward | None) -> Cast:
     checkpoint = open_checkpoint(config.model)
     reward = reward or _reward(config, checkpoint)
     prompts = [prompt for source in config.data for prompt in _prompts(config, checkpoint, source.path)]
-    model, trained = read_network(config, checkpoint, runtime_of(config))
+    runtime = runtime_of(config)
+    parallel = join(dataclasses.replace(config.parallel, kind="ddp"), runtime.device)
+    model, trained = read_network(config, checkpoint, runtime, parallel)
     policy = forward_of(model, config)
-    player = Player(Live(model), checkpoint, config.rollout)
-    return Cast(checkpoint, policy, _reference(config, checkpoint, policy), player, prompts, reward, trained)
+    return Cast(
+        checkpoint=checkpoint,
+        policy=policy,
+        reference=_reference(config, checkpoint, policy),
+        player=Player(Live(model), checkpoint, config.rollout),
+        prompts=prompts,
+        reward=reward,
+        trained=trained,
+        parallel=parallel,
+    )
 
 
 def runtime_of(config: ReinforceConfig) -> Runtime:
@@ -125,7 +145,8 @@ def run(
 ) -> Outcome:
     """Train, or go on where the run in `config.out` stopped; export the policy when the last step is done."""
     folder = Path(config.out)
-    changes = claim_folder(folder, to_toml(config))
+    with cast.parallel.first_goes_ahead():
+        changes = claim_folder(folder, to_toml(config))
     held = {one.name: _prompts(config, cast.checkpoint, one.path) for one in config.held}
     texts = {
         one.name: text_stream(cast.checkpoint, [ChatSource(path=one.path)], share_of(config, 8))
@@ -156,10 +177,11 @@ def run(
             samples=seen.lines,
             before=True,
         ),
+        parallel=cast.parallel,
     )
     outcome = trainer.run()
     if outcome == "finished":
-        write_network(config, cast.policy.model, cast.checkpoint, cast.checkpoint.generation)
+        write_network(config, cast.policy.model, cast.checkpoint, cast.checkpoint.generation, cast.parallel)
     return outcome
 
 
@@ -182,14 +204,20 @@ class _Seen:
         self._lines: list[str] = []
 
     def score(self, cast: Cast, prompts: Sequence[Prompt]) -> Iterator[Scored]:
-        """All prompts answered greedily, as one batch."""
+        """All prompts answered greedily, a batch for each process, of which it plays its own only."""
+        shares = [share for first in range(cast.parallel.world) if (share := prompts[first :: cast.parallel.world])]
+        own = min(cast.parallel.rank, len(shares) - 1)
+        for number, share in enumerate(shares):
+            yield self._score(cast, share) if number == own else Scored(len(share), {})
+
+    def _score(self, cast: Cast, prompts: Sequence[Prompt]) -> Scored:
         answers = cast.player.best(prompts)
         rewards = cast.reward([answer.attempt for answer in answers])
         self._lines += [
             f"{answer.prompt.messages[-1].content!r} -> {answer.text!r} (reward {reward:.2f})"
             for answer, reward in list(zip(answers, rewards, strict=True))[:: max(1, len(answers) // 3)][:3]
         ]
-        yield Scored(len(answers), facts_of(answers, rewards))
+        return Scored(len(answers), facts_of(answers, rewards))
 
     def lines(self) -> list[str]:
         """What came since the last call."""

@@ -13,12 +13,13 @@ from kiloq.checkpoint import load_dense, open_checkpoint
 from kiloq.errors import ConfigError, DataError
 from kiloq.model.trained_lora import trained_layers
 from kiloq.train.adapters import AdapterConfig, export
-from kiloq.train.experience import Experience, Judges, Rounds, Trace, k3, log_probs, packed_traces
+from kiloq.train.experience import Experience, Judges, Rounds
 from kiloq.train.grpo import Groups, GrpoConfig, grpo, grpo_objective, token_losses
 from kiloq.train.reinforce import Cast, PromptSource, assemble, loss_of
 from kiloq.train.rewards import Attempt, RewardConfig
 from kiloq.train.rollouts import RolloutConfig, sample_seed, shuffled
 from kiloq.train.sft import HeldOut
+from kiloq.train.traces import Trace, k3, log_probs, packed_traces
 
 SHORT = (RewardConfig(check="short", tokens=8),)
 

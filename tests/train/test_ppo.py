@@ -18,7 +18,7 @@ from kiloq.checkpoint import load_dense, open_checkpoint, save_checkpoint
 from kiloq.checkpoint.names import SCORE
 from kiloq.errors import ConfigError
 from kiloq.train.adapters import AdapterConfig
-from kiloq.train.experience import Judges, Rounds, Trace, log_probs
+from kiloq.train.experience import Judges, Rounds
 from kiloq.train.optim import OptimConfig, make_optimizer, set_learning_rate
 from kiloq.train.ppo import Critic, Gae, PpoConfig, advantages, ppo, ppo_objective, value_errors
 from kiloq.train.recipe import to_toml
@@ -26,6 +26,7 @@ from kiloq.train.reinforce import Cast, PromptSource, assemble, forward_of
 from kiloq.train.reward import RewardModel, load_reward_model
 from kiloq.train.rewards import Attempt, RewardConfig
 from kiloq.train.sft import ChatSource
+from kiloq.train.traces import Trace, log_probs
 
 
 @pytest.fixture

@@ -8,13 +8,18 @@ import torch
 from safetensors.torch import load_file
 
 from kiloq.checkpoint import GenerationDefaults
+from kiloq.errors import ConfigError
 from kiloq.model import Transformer
 from kiloq.tokenizer import Tokenizer
+from kiloq.train.grpo import GrpoConfig, grpo
+from kiloq.train.optim import OptimConfig
+from kiloq.train.ppo import PpoConfig, ppo
 from kiloq.train.preference import PreferenceConfig, prefer
 from kiloq.train.pretrain import ShapeConfig, qwen1_config
 from kiloq.train.recipe import load_recipe
 from kiloq.train.reward import RewardConfig, reward
 from kiloq.train.run_folder import export
+from kiloq.train.settings import ParallelConfig
 from kiloq.train.sft import SftConfig, sft
 from tests.train.test_ranks import log, torchrun
 
@@ -140,3 +145,59 @@ def test_a_model_in_parts_learns_the_same_and_goes_on_exactly(
     assert found.keys() == wanted.keys()
     for key, tensor in wanted.items():
         torch.testing.assert_close(found[key], tensor, rtol=0.01, atol=5e-4 if kind == "adamw8bit" else 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["grpo", "ppo"])
+def test_processes_that_share_a_round_learn_what_one_learns_from_it(
+    tmp_path: Path, tokenizer: Tokenizer, method: str
+) -> None:
+    chat_base(tmp_path, tokenizer)
+    rows = [{"instruction": f"say {i}", "output": str(i)} for i in range(9)]
+    (tmp_path / "sums.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    for name in ("one", "two", "paused"):
+        (tmp_path / f"{name}.toml").write_text(
+            f"""
+            out = "{tmp_path / name}"
+            model = "{tmp_path / "base"}"
+            data = [{{ path = "{tmp_path / "sums.jsonl"}" }}]
+            held = [{{ name = "same", path = "{tmp_path / "sums.jsonl"}" }}]
+            reward = [{{ check = "short", tokens = 8 }}, {{ check = "matches", pattern = ".*a.*" }}]
+            rollout = {{ prompts = 5, answers = 4, max_tokens = 8, seq_len = 128, accumulate = 2, minibatches = 2 }}
+            optim = {{ lr = 2e-3, steps = 4, warmup_steps = 0 }}
+            {"value_warmup = 1" if method == "ppo" else ""}
+            [loop]
+            device = "cpu"
+            precision = "fp32"
+            log_every = 1
+            eval_every = 2
+            save_every = 2
+            report = []
+            {"max_minutes = 0.0" if name == "paused" else ""}
+            """,
+            encoding="utf-8",
+        )
+    recipe = tmp_path / "one.toml"
+    if method == "grpo":
+        grpo(load_recipe(GrpoConfig, recipe))
+    else:
+        ppo(load_recipe(PpoConfig, recipe))
+    for name in ("two", *["paused"] * 4):
+        done = torchrun(tmp_path / f"{name}.toml", script=("-m", "kiloq", "train", method))
+        assert done.returncode == 0, done.stderr[-3000:]
+    found, wanted = log(tmp_path / "two"), log(tmp_path / "one")
+    assert found.keys() == wanted.keys()
+    for (step, name), value in wanted.items():
+        assert found[step, name] == pytest.approx(value, abs=1e-4), (step, name)
+    assert log(tmp_path / "paused") == log(tmp_path / "two")
+    one, two, paused = (tmp_path / name / "model/model.safetensors" for name in ("one", "two", "paused"))
+    assert paused.read_bytes() == two.read_bytes()
+    found_weights = load_file(two)
+    for key, tensor in load_file(one).items():
+        torch.testing.assert_close(found_weights[key], tensor, rtol=0.01, atol=1e-5)
+
+
+def test_rollouts_in_parts_of_a_model_are_refused(tmp_path: Path) -> None:
+    for sharing in (ParallelConfig(kind="fsdp"), ParallelConfig(tensor=2)):
+        with pytest.raises(ConfigError, match="rollouts take whole weights"):
+            GrpoConfig(out="out", model="model", data=(), optim=OptimConfig(lr=1e-3, steps=1), parallel=sharing)
