@@ -46,7 +46,7 @@ def peft_settings(method: str, kind: str) -> dict[str, object]:
     return {
         "lora": {"target_modules": LINEARS},
         "rslora": {"target_modules": ["v_proj", "up_proj"], "use_rslora": True},
-        "dora": {"target_modules": LINEARS, "use_dora": True},
+        "dora": {"target_modules": LINEARS, "use_dora": True, "use_rslora": True},
         "rows": {
             "target_modules": ["q_proj"],
             "trainable_token_indices": TOKENS if tied else {"embed_tokens": TOKENS, "lm_head": TOKENS},

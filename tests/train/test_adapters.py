@@ -43,7 +43,7 @@ METHODS: dict[str, dict[str, object]] = {
         "rank_pattern": {"v_proj": 2},
         "alpha_pattern": {"k_proj": 9},
     },
-    "some-dora": {"target_modules": ["v_proj", "gate_proj"], "use_dora": True},
+    "some-dora": {"target_modules": ["v_proj", "gate_proj"], "use_dora": True, "use_rslora": True},
     "rows": {"target_modules": ["q_proj"]},  # and the tokens' rows, by kind
     "full": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
 }
