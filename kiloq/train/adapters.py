@@ -3,13 +3,13 @@
 LoRA, rsLoRA and DoRA are in kiloq.model.trained_lora; PEFT's files in kiloq.checkpoint.
 """
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kiloq.checkpoint import Checkpoint
@@ -24,7 +24,7 @@ from kiloq.checkpoint.adapter import (
 from kiloq.checkpoint.adapter_config import read_settings
 from kiloq.checkpoint.adapter_writer import write_adapter
 from kiloq.checkpoint.fingerprint import Base
-from kiloq.checkpoint.names import Part
+from kiloq.checkpoint.names import SCORE, Part
 from kiloq.checkpoint.weights import empty_model, parameter_shapes
 from kiloq.errors import CheckpointError, ConfigError
 from kiloq.model import ModelConfig, Transformer
@@ -32,9 +32,11 @@ from kiloq.model.trained_lora import Slice, TrainedLinear, put_layers, trained_l
 from kiloq.model.trained_rows import Rows, put_rows, put_tables, trained_tables
 from kiloq.tokenizer.vocabulary import IM_END, IM_START
 
+from .run_folder import replacing
 from .state import newest_state
 
 ALL_LINEAR = "all-linear"
+SCORE_FILE = "score.safetensors"  # a reward model's row, beside an adapter's own files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,11 +153,14 @@ def export(
     *,
     base: Base | None = None,
     generation: Mapping[str, object] | None = None,
+    score: Tensor | None = None,
 ) -> None:
-    """Write what is trained as a folder that PEFT reads; replaces what an earlier end of the same run left there."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    write_adapter(folder, stored(model, config), model.config, base=base, generation=generation)
+    """Write what is trained as a folder that PEFT reads, with a reward model's `score` row; replaces what an earlier end
+    of the same run left there."""
+    with replacing(folder) as new:
+        write_adapter(new, stored(model, config), model.config, base=base, generation=generation)
+        if score is not None:
+            save_file({SCORE: score}, new / SCORE_FILE)
 
 
 def claim_base(run: Path, base: Base) -> None:

@@ -18,6 +18,7 @@ from .forward import Forward
 from .objective import Loss, Objective
 from .reinforce import ReinforceConfig, assemble, loss_of, run
 from .rewards import Reward
+from .run_folder import alone
 from .traces import Trace, k3, log_probs
 from .trainer import Outcome
 
@@ -49,6 +50,7 @@ class GrpoConfig(ReinforceConfig):
             raise ConfigError("rollout.answers is 1; GRPO compares the answers to a prompt, so it needs at least 2.")
 
 
+@alone
 def grpo(config: GrpoConfig, *, reward: Reward | None = None) -> Outcome:
     """Train `config.model` on its own answers. `reward`, from Python, replaces the recipe's checks."""
     cast = assemble(config, reward)

@@ -62,7 +62,9 @@ class Journal:
 
 def _drop_after(path: Path, step: int) -> None:
     path.touch()
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+    # A kill or a full disk may have cut a line, or a character; a note may hold U+2028, which splitlines would take.
+    told = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    lines = [line for line in told if _step_of(line) <= step]
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     unfinished.replace(path)
@@ -71,7 +73,7 @@ def _drop_after(path: Path, step: int) -> None:
 def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return float("inf")  # half a line from a killed run
 
 

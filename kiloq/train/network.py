@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kiloq.checkpoint import Checkpoint, GenerationDefaults, load_dense, load_frozen
 from kiloq.checkpoint.fingerprint import Base
@@ -83,8 +83,11 @@ def write_network(
     checkpoint: Checkpoint,
     generation: GenerationDefaults,
     parallel: Parallel | None = None,
+    *,
+    score: Tensor | None = None,
 ) -> Path:
-    """Write what was trained below the run's folder; where it is. The first of several processes writes."""
+    """Write what was trained below the run's folder; where it is. The first of several processes writes. `score` is a
+    reward model's row, beside an adapter."""
     folder = trained_folder(recipe)
     if not (parallel or Alone()).gather(model):
         return folder
@@ -97,6 +100,7 @@ def write_network(
             recipe.adapter,
             base=Base.read(Path(recipe.out)),
             generation=generation.to_json(model.config.family, checkpoint.tokenizer),
+            score=score,
         )
     return folder
 

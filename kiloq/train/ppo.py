@@ -21,6 +21,7 @@ from .objective import Loss, Objective
 from .reinforce import Cast, ReinforceConfig, assemble, forward_of, loss_of, run, runtime_of, share_of
 from .reward import RewardModel, load_reward_model
 from .rewards import Reward
+from .run_folder import alone
 from .sft import ChatSource, text_stream
 from .traces import Trace, answer_rows, log_probs
 from .trainer import Outcome
@@ -59,6 +60,7 @@ class PpoConfig(ReinforceConfig):
             )
 
 
+@alone
 def ppo(config: PpoConfig, *, reward: Reward | None = None) -> Outcome:
     """Train `config.model` on its own answers. `reward`, from Python, replaces the recipe's checks."""
     cast = assemble(config, reward)

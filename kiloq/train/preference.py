@@ -26,7 +26,7 @@ from .parallel import join
 from .ranges import Seed
 from .recipe import to_toml
 from .reference import measure_reference
-from .run_folder import claim_folder
+from .run_folder import alone, claim_folder
 from .samples import Long, Samples
 from .sampling import Answers
 from .settings import BatchConfig, LoopConfig, ParallelConfig, TrainConfig
@@ -77,6 +77,7 @@ class PreferenceConfig:
             )
 
 
+@alone
 def prefer(config: PreferenceConfig) -> Outcome:
     """Train `config.model`, or go on where the run in `config.out` stopped; export when the last step is done."""
     folder = Path(config.out)

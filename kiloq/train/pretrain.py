@@ -23,7 +23,7 @@ from .parallel import join
 from .ranges import Seed
 from .recipe import to_toml
 from .rows import good_rows
-from .run_folder import claim_folder, export
+from .run_folder import alone, claim_folder, export
 from .settings import BatchConfig, LoopConfig, ParallelConfig, TrainConfig
 from .texts import document
 from .trainer import Outcome, Trainer
@@ -89,6 +89,7 @@ class PretrainConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
 
+@alone
 def pretrain(config: PretrainConfig) -> Outcome:
     """Train, or go on where the run in `config.out` stopped; export when the last step is done."""
     folder = Path(config.out)

@@ -1,6 +1,5 @@
 """A reward model: a network and one row that scores what an answer ends with. Learned from pairs, then asked."""
 
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -8,7 +7,7 @@ from itertools import accumulate
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kiloq.chat import ChatFormat, Message, chat_format_for, render
@@ -19,7 +18,7 @@ from kiloq.errors import CheckpointError, RequestError
 from kiloq.model import Transformer
 
 from . import adapters
-from .adapters import AdapterConfig
+from .adapters import SCORE_FILE, AdapterConfig
 from .comparisons import PackedPairs, PairBatch, read_compared
 from .data import Batch, piece_of_tokens
 from .forward import Forward, Runtime
@@ -31,14 +30,13 @@ from .pair_losses import bradley_terry
 from .parallel import join
 from .ranges import Seed
 from .recipe import to_toml
-from .run_folder import claim_folder
+from .run_folder import alone, claim_folder, replacing
 from .samples import Long, Samples
 from .settings import BatchConfig, LoopConfig, ParallelConfig, TrainConfig
 from .sft import ChatSource, HeldOut
 from .trainer import Outcome, Trainer
 
 _SCORED_TOKENS = 4096  # at a time
-_HEAD_FILE = "score.safetensors"  # beside an adapter's own files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +105,7 @@ class Judge:
         return rendered.ids[: max(i for i, trained in enumerate(rendered.trained) if trained) + 1]
 
 
+@alone
 def reward(config: RewardConfig) -> Outcome:
     """Train a reward model from `config.model`, or go on where the run in `config.out` stopped; export at the end."""
     folder = Path(config.out)
@@ -195,29 +194,26 @@ def _write(config: RewardConfig, module: RewardModel, checkpoint: Checkpoint) ->
     """As a checkpoint of its family with the row in it, or an adapter with the row beside it; where it is."""
     folder, score = trained_folder(config), module.score.weight.detach().cpu()
     if config.adapter is not None:
-        write_network(config, module.model, checkpoint, checkpoint.generation)
-        save_file({SCORE: score}, folder / _HEAD_FILE)
-        return folder
-    if folder.exists():
-        shutil.rmtree(folder)
+        return write_network(config, module.model, checkpoint, checkpoint.generation, score=score)
     dtype = getattr(torch, module.model.config.dtype)
     state = {**module.model.state_dict(), SCORE: score}
-    save_checkpoint(
-        folder,
-        model_state={name: tensor.detach().to("cpu", dtype) for name, tensor in state.items()},
-        config=module.model.config,
-        tokenizer=checkpoint.tokenizer,
-        generation=checkpoint.generation,
-    )
+    with replacing(folder) as new:
+        save_checkpoint(
+            new,
+            model_state={name: tensor.detach().to("cpu", dtype) for name, tensor in state.items()},
+            config=module.model.config,
+            tokenizer=checkpoint.tokenizer,
+            generation=checkpoint.generation,
+        )
     return folder
 
 
 def _adapted(checkpoint: Checkpoint, folder: Path) -> tuple[Transformer, Tensor]:
-    if not (folder / _HEAD_FILE).is_file():
-        raise CheckpointError(f"{folder} is an adapter without {_HEAD_FILE}, so it is none to a reward model.")
+    if not (folder / SCORE_FILE).is_file():
+        raise CheckpointError(f"{folder} is an adapter without {SCORE_FILE}, so it is none to a reward model.")
     model = load_dense(checkpoint, dtype=torch.float32)
     adapters.attach(model, checkpoint, AdapterConfig(start=str(folder), dropout=0.0))
-    return model, load_file(folder / _HEAD_FILE)[SCORE]
+    return model, load_file(folder / SCORE_FILE)[SCORE]
 
 
 def _parts(sequences: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:

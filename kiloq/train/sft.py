@@ -25,7 +25,7 @@ from .preflight import preflight
 from .ranges import Count, Range, Seed, Share
 from .recipe import to_toml
 from .rows import Fault, good_rows, kinds_of
-from .run_folder import claim_folder
+from .run_folder import alone, claim_folder
 from .samples import Long, Mask, PackedSamples, Sample, Samples
 from .sampling import Answers
 from .settings import BatchConfig, LoopConfig, ParallelConfig, TrainConfig
@@ -94,6 +94,7 @@ class SftConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
 
+@alone
 def sft(config: SftConfig, *, try_first: bool = False) -> Outcome:
     """Fine-tune `config.model`, or go on where the run in `config.out` stopped; export when the last step is done.
 

@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -22,7 +22,6 @@ from .meter import Meter, clock
 from .objective import B, Batches, Loss, Objective, Watch
 from .optim import learning_rate, make_optimizer, set_learning_rate
 from .parallel import Alone, Parallel
-from .run_folder import only_run_in
 from .settings import TrainConfig
 from .state import STATE_FOLDER, Progress, load_state, save_state, trained_parameters
 from .watchdog import remember, spike
@@ -81,7 +80,7 @@ class Trainer(Generic[B]):
     def run(self) -> Outcome:
         """Train until the last step, the time limit or a signal; the state is saved whichever comes first."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self.parallel.noticing(), only_run_in(self.folder) if self.parallel.is_first else nullcontext():
+        with self.parallel.noticing():
             return self._run()
 
     def _run(self) -> Outcome:

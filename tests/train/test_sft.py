@@ -8,12 +8,12 @@ import torch
 
 from kiloq.chat import Message, chat_format_for, render
 from kiloq.checkpoint import GenerationDefaults, load_dense, open_checkpoint
-from kiloq.errors import DataError
+from kiloq.errors import CheckpointError, ConfigError, DataError
 from kiloq.model import Transformer
 from kiloq.tokenizer import Tokenizer
 from kiloq.train.optim import OptimConfig
 from kiloq.train.pretrain import ShapeConfig, qwen1_config
-from kiloq.train.run_folder import export
+from kiloq.train.run_folder import export, only_run_in, replacing
 from kiloq.train.settings import BatchConfig, LoopConfig
 from kiloq.train.sft import AnswerConfig, ChatSource, HeldOut, SftConfig, sft
 
@@ -131,3 +131,44 @@ def test_how_a_step_is_split_into_micro_batches_changes_no_bit(
         weights, same = trained(tokens, accumulate)
         assert same == losses
         assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_second_run_in_the_same_folder_is_refused_and_changes_nothing(config: SftConfig) -> None:
+    folder = Path(config.out)
+    with only_run_in(folder), pytest.raises(ConfigError, match="another run is training in"):
+        sft(config)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("name", ["model", "adapter"])
+def test_a_result_of_something_else_is_not_replaced(config: SftConfig, name: str) -> None:
+    (Path(config.out) / name).mkdir(parents=True)
+    with pytest.raises(ConfigError, match=f"{name} is there already.*no recipe"):
+        sft(config)
+
+
+def test_what_cannot_be_written_leaves_the_earlier_result_and_no_traceback(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "weights").write_text("earlier")
+    with pytest.raises(CheckpointError, match=r"model could not be written: .*No space"), replacing(folder):
+        raise OSError(28, "No space left on device")
+    assert (folder / "weights").read_text() == "earlier"
+    with replacing(folder) as new:
+        new.mkdir()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert not list(folder.iterdir())
+
+
+def test_a_damaged_recipe_of_the_run_is_one_clear_error(config: SftConfig) -> None:
+    short = replace(config, optim=replace(config.optim, steps=2))
+    sft(short)
+    (Path(config.out) / "recipe.toml").write_text("out = ")
+    with pytest.raises(ConfigError, match="recipe of the run there, cannot be read"):
+        sft(short)
+
+
+def test_a_folder_where_nothing_can_be_written_is_one_clear_error(config: SftConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="where nothing can be written: Not a directory"):
+        sft(replace(config, out=str(tmp_path / "file" / "run")))

@@ -139,22 +139,6 @@ def test_the_time_limit_pauses_and_the_same_command_goes_on(make_trainer: Callab
     assert curve(resumed) == curve(straight)
 
 
-def test_a_second_run_in_the_same_folder_is_refused(make_trainer: Callable[..., Trainer[Batch]]) -> None:
-    straight, trainer = make_trainer("straight"), make_trainer()
-    straight.run()
-    following = trainer.batches.next_batch
-
-    def next_batch() -> Batch:
-        if trainer.progress.step == 3:
-            with pytest.raises(ConfigError, match="another run is training in"):
-                make_trainer().run()
-        return following()
-
-    trainer.batches.next_batch = next_batch
-    assert trainer.run() == "finished"
-    assert curve(trainer) == curve(straight)
-
-
 def test_a_signal_saves_before_it_stops(make_trainer: Callable[..., Trainer[Batch]]) -> None:
     trainer = make_trainer()
     following = trainer.batches.next_batch
