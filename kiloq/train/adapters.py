@@ -155,8 +155,8 @@ def export(
     generation: Mapping[str, object] | None = None,
     score: Tensor | None = None,
 ) -> None:
-    """Write what is trained as a folder that PEFT reads, with a reward model's `score` row; replaces what an earlier end
-    of the same run left there."""
+    """Write what is trained as a folder that PEFT reads, with a reward model's `score` row; replaces what an earlier
+    end of the same run left there."""
     with replacing(folder) as new:
         write_adapter(new, stored(model, config), model.config, base=base, generation=generation)
         if score is not None:
