@@ -68,8 +68,8 @@ def combined(configs: Sequence[RewardConfig]) -> Reward:
 
 
 def last_number(text: str) -> float | None:
-    """The last number of a text; thousands may be separated by commas."""
-    found = re.findall(r"-?\d+(?:,\d{3})+(?:\.\d+)?|-?\d+(?:\.\d+)?", text)
+    """The last number of a text; thousands may be separated by commas. A dash behind a digit is no sign: 12-4, 3-5."""
+    found = re.findall(r"(?:(?<!\d)-)?(?:\d+(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)", text)
     return float(found[-1].replace(",", "")) if found else None
 
 

@@ -40,7 +40,16 @@ def test_rewards_are_weighed_and_added() -> None:
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("3 + 4 = 7.", 7), ("-1.5", -1.5), ("1,234,567 of 2", 2), ("12,345", 12345), ("1,2", 2), ("none", None)],
+    [
+        ("3 + 4 = 7.", 7),
+        ("-1.5", -1.5),
+        ("1,234,567 of 2", 2),
+        ("12,345", 12345),
+        ("1,2", 2),
+        ("none", None),
+        ("12-4", 4),
+        ("it is .5", 0.5),
+    ],
 )
 def test_the_last_number_of_a_text(text: str, number: float | None) -> None:
     assert last_number(text) == number
