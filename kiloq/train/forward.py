@@ -42,7 +42,7 @@ class Runtime:
         return batch.by_rows() if self.dtype == torch.float32 else batch
 
 
-LONG_ROW = 1024
+LONG_ROW = 512
 """Tokens beyond which attention on a CPU goes piece by piece."""
 
 
