@@ -68,10 +68,10 @@ class RowAttend:
 
 
 class PieceAttend:
-    """The same one piece after the other: what long rows take on a CPU, where masking all pairs of places of 2,048 takes
-    three times as long, of 4,096 six to nine times (bf16, forward and backward). A whole step of LoRA with rows of 1,024
-    takes 1.08 to 1.29 times as long with masks (fp32 1.14), with rows of 512 0.83 to 1.12 times (0.11 B, 1 to 20 pieces
-    a row).
+    """The same one piece after the other: what long rows take on a CPU, where masking all pairs of places of 2,048
+    takes three times as long, of 4,096 six to nine times (bf16, forward and backward). A whole step of LoRA with rows
+    of 1,024 takes 1.08 to 1.29 times as long with masks (fp32 1.14), with rows of 512 0.83 to 1.12 times (0.11 B, 1 to
+    20 pieces a row).
 
     A piece is padded to a multiple of 64, which causal tokens never see: kernels are made for each length and kept, and
     without it a run of bf16 grew by 2 GB in 60 steps.
