@@ -1,6 +1,7 @@
 """`kiloq train`: recipes to runs, and a look at the data first. Thin: the work is in kiloq.train."""
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,23 @@ def sft(
 
     config = load_recipe(SftConfig, recipe, options.settings())
     _say_outcome(sft(config, try_first=preflight), trained_folder(config))
+
+
+@app.command(
+    help_prologue="Example: `kiloq train finetune --model_name_or_path Qwen/Qwen-7B-Chat --data_path chat.json "
+    "--output_dir runs/chat --use_lora --bf16 True --learning_rate 3e-4 --lr_scheduler_type cosine`"
+)
+def finetune(*flags: Annotated[str, Parameter(allow_leading_hyphen=True, help="As finetune.py took them.")]) -> None:
+    """Fine-tune with the flags of the first Qwen's finetune.py; the run's folder then holds the same as a recipe."""
+    from kiloq.compat.finetune import translate
+    from kiloq.train.network import trained_folder
+    from kiloq.train.sft import sft
+
+    run = translate(flags, world=int(os.environ.get("WORLD_SIZE", "1")))
+    if os.environ.get("RANK", "0") == "0":
+        for note in run.notes:
+            print(note, file=sys.stderr)
+    _say_outcome(sft(run.config), trained_folder(run.config))
 
 
 @app.command(help_prologue="Example: `kiloq train ppo recipes/align/ppo.toml`")
