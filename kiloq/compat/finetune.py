@@ -60,7 +60,9 @@ def translate(flags: Sequence[str], *, world: int = 1) -> Translation:
     if asked.fp16:
         notes.append("--fp16: products are bf16 where that is fast, else fp32; neither needs a scaled loss")
     if asked.lr_scheduler_type is None:
-        notes.append("the learning rate falls by a cosine to zero, as finetune.py's scripts asked; its own default was linear")
+        notes.append(
+            "the learning rate falls by a cosine to zero, as finetune.py's scripts asked; its own default was linear"
+        )
     table: dict[str, object] = {
         "out": asked.output_dir,
         "model": asked.model_name_or_path,
