@@ -100,9 +100,8 @@ def finetune(*flags: Annotated[str, Parameter(allow_leading_hyphen=True, help="A
     from kiloq.train.sft import sft
 
     run = translate(flags, world=int(os.environ.get("WORLD_SIZE", "1")))
-    if os.environ.get("RANK", "0") == "0":
-        for note in run.notes:
-            print(note, file=sys.stderr)
+    for note in run.notes if _is_first() else ():
+        print(note, file=sys.stderr)
     _say_outcome(sft(run.config), trained_folder(run.config))
 
 
@@ -191,5 +190,10 @@ def show(
 
 
 def _say_outcome(outcome: str, folder: Path) -> None:
-    if outcome == "finished":
+    if outcome == "finished" and _is_first():
         print(folder)
+
+
+def _is_first() -> bool:
+    """Of the processes that torchrun may have started, the one that talks."""
+    return os.environ.get("RANK", "0") == "0"

@@ -136,3 +136,11 @@ def test_show_marks_what_is_trained(chat: Path, small: str, capsys: pytest.Captu
     assert shown.count("*") == 6
     assert run(["train", "show", str(chat), "-m", small, "--mask", "qwen1"]) == 0
     assert "<|im_start|>*|u|s|e|r|\\n" in capsys.readouterr().out
+
+
+def test_of_several_processes_the_first_one_names_the_result(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert run(["train", "pretrain", str(recipe)]) == 0
+    assert capsys.readouterr().out == ""
