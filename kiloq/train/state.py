@@ -18,18 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
-from torch.serialization import _get_layout
 
 from kiloq.errors import CheckpointError
 
 from .offload import Offloaded
 from .parallel import Alone, Parallel
 from .pieces import PieceReader, Pieces, PieceWriter, local_of
+from .state_index import IndexReader
 
 STATE_FOLDER = "state"
 
@@ -115,7 +115,7 @@ def load_state(
     if parallel.local_state() is None:
         _make_moments(optimizer)
     tensors, _ = _parts(module, optimizer, parallel)
-    reader = _Reader(path)
+    reader = IndexReader(path)
     try:
         saved = reader.read_metadata().state_dict_metadata
         for name in [name for name in tensors if name.startswith("random") and name not in saved]:
@@ -125,9 +125,8 @@ def load_state(
         with _quietly():
             planner = PieceReader(flatten_state_dict=False, flatten_sharded_tensors=False)
             load(tensors, storage_reader=reader, planner=planner, no_dist=isinstance(parallel, Alone))
-        plain = torch.load(path / _PLAIN, map_location="cpu", weights_only=True)
-        _set_values(module, optimizer, plain["optimizer"])
-        progress = Progress(**plain["progress"])
+        progress, stream, values = _read_plain(path / _PLAIN)
+        _set_values(module, optimizer, values)
     except (*_DAMAGE, CheckpointException) as error:
         raise CheckpointError(
             f"the saved state {path} does not fit this run: {_reason(error)}. Use another run folder, or remove {path}."
@@ -136,7 +135,7 @@ def load_state(
     if isinstance(optimizer, Offloaded):
         optimizer.refill()
     _set_random(tensors, parallel.rank)
-    return progress, plain["stream"]
+    return progress, stream
 
 
 def _parts(
@@ -212,6 +211,19 @@ def _reason(error: BaseException) -> str:
     return str(failures[0][0] if failures else error).split("\n", 1)[0].rstrip(".")
 
 
+def _read_plain(path: Path) -> tuple[Progress, dict[str, Any], dict[str, dict[str, Any]]]:
+    """What is no tensor; ValueError where a run would not have written it so."""
+    try:
+        plain = torch.load(path, map_location="cpu", weights_only=True)
+        progress, stream, values = Progress(**plain["progress"]), plain["stream"], plain["optimizer"]
+        is_ours = progress.step >= 0 and progress.tokens >= 0 and progress.seconds >= 0.0
+    except Exception as error:  # a broken pickle raises whatever its codes stumble over
+        raise ValueError(f"{path.name} cannot be read ({_reason(error)})") from error
+    if not is_ours or not isinstance(stream, dict) or not isinstance(values, dict):
+        raise ValueError(f"{path.name} does not hold the progress of a run")
+    return progress, stream, values
+
+
 def _set_values(module: nn.Module, optimizer: torch.optim.Optimizer, values: dict[str, dict[str, Any]]) -> None:
     parameters = trained_parameters(module)
     for name, plain in values.items():
@@ -240,33 +252,3 @@ def _quietly() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*in a single process")
         yield
-
-
-class _Reader(FileSystemReader):
-    """Reads the index of a saved state without running what a pickle could hold: its own plain classes only."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        with (Path(self.path) / ".metadata").open("rb") as file:
-            metadata = _PlainPickle(file).load()
-        if not isinstance(metadata, Metadata):
-            raise ValueError(".metadata is no index of a saved state")
-        return metadata
-
-
-class _PlainPickle(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        found = super().find_class(module, name) if "." not in name and module in _PLAIN_MODULES else None
-        is_class = isinstance(found, type) and found.__module__ == module
-        if not is_class and not isinstance(found, torch.dtype) and found not in (torch.Size, _get_layout):
-            raise pickle.UnpicklingError(f"{module}.{name} has no place in a saved state")
-        return found
-
-
-_PLAIN_MODULES = (
-    "pathlib",
-    "pathlib._local",
-    "torch",
-    "torch.serialization",
-    "torch.distributed.checkpoint.metadata",
-    "torch.distributed.checkpoint.filesystem",
-)

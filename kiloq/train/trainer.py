@@ -14,7 +14,7 @@ from typing import Generic, Literal
 import torch
 from torch import Tensor, nn
 
-from kiloq.errors import ConfigError, NumericsError
+from kiloq.errors import CheckpointError, ConfigError, NumericsError
 
 from .forward import Runtime
 from .journal import Journal
@@ -87,7 +87,13 @@ class Trainer(Generic[B]):
         saved = load_state(self.folder, module=self.module, optimizer=self.optimizer, parallel=self.parallel)
         if saved is not None:
             self.progress, stream = saved
-            self.batches.restore(stream)
+            try:
+                self.batches.restore(stream)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise CheckpointError(
+                    f"the saved state in {self.state_path} is not of this kind of run: its place in the data cannot be "
+                    f"read ({type(error).__name__}: {error}). Use another out folder, or remove that one."
+                ) from error
         self.logged = replace(self.progress)
         started = time.monotonic()
         begin, steps, report = self.progress.step, self.optim.steps, self.loop.report
