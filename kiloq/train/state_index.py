@@ -38,13 +38,15 @@ class IndexReader(FileSystemReader):
         try:
             with path.open("rb") as file:
                 index = _IndexPickle(file).load()
-            names = {info.relative_path for info in index.storage_data.values()}
-            is_index = isinstance(index, Metadata) and all(isinstance(name, str) for name in index.state_dict_metadata)
+            if not isinstance(index, Metadata):
+                raise TypeError(f"it holds {type(index).__name__}")
+            if not all(isinstance(name, str) for name in index.state_dict_metadata):
+                raise TypeError("its names are no strings")
+            files = {info.relative_path for info in index.storage_data.values()}
+            strange = sorted(name for name in files if Path(name).name != name)
         except Exception as error:  # a broken pickle raises whatever its codes stumble over
             raise ValueError(f".metadata is no index of a saved state ({type(error).__name__}: {error})") from error
-        if not is_index:
-            raise ValueError(".metadata is no index of a saved state")
-        if strange := sorted(str(name) for name in names if not isinstance(name, str) or Path(name).name != name):
+        if strange:
             raise ValueError(f".metadata names {strange[0]}, which is no file of the state")
         return index
 
