@@ -20,9 +20,10 @@ from kiloq.train.recipe import load_recipe
 from kiloq.train.run_folder import export
 from kiloq.train.settings import BatchConfig, LoopConfig, ParallelConfig, TrainConfig
 from kiloq.train.sft import SftConfig, sft
+from kiloq.train.state import newest_state
 from kiloq.train.zero import refuse_stale_locks
 from kiloq.train.zero_config import filled, read_zero_config
-from tests.train.test_ranks import log, torchrun
+from tests.train.test_ranks import corpus, log, torchrun, trained
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "finetune"
 FILES = {stage: RECIPES / f"ds_config_zero{stage}.json" for stage in (2, 3)}
@@ -102,9 +103,12 @@ def test_the_extra_is_named_where_deepspeed_is_absent(monkeypatch: pytest.Monkey
 
 @pytest.mark.slow
 @needs_deepspeed
-@pytest.mark.parametrize(("stage", "adapter"), [(2, False), (3, False), (2, True), (3, True)])
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize(
+    "adapter", ["", "rank = 4", "rank = 4, quantization = 'int4'", "rank = 4, quantization = 'nf4'"]
+)
 def test_two_processes_learn_what_one_learns_and_go_on_exactly(
-    tmp_path: Path, tokenizer: Tokenizer, stage: int, adapter: bool
+    tmp_path: Path, tokenizer: Tokenizer, stage: int, adapter: str
 ) -> None:
     shape = ShapeConfig(hidden_size=64, num_layers=2, num_heads=4, intermediate_size=128, trained_length=128)
     model = Transformer(qwen1_config(shape, tokenizer.size))
@@ -123,7 +127,7 @@ def test_two_processes_learn_what_one_learns_and_go_on_exactly(
             model = "{tmp_path / "base"}"
             data = [{{ path = "{tmp_path / "chat.jsonl"}" }}]
             held = [{{ name = "same", path = "{tmp_path / "chat.jsonl"}" }}]
-            {"adapter = { rank = 4, dropout = 0.0 }" if adapter else ""}
+            {f"adapter = {{ {adapter}, dropout = 0.0 }}" if adapter else ""}
             batch = {{ seq_len = 160, tokens = 160, accumulate = 4 }}
             optim = {{ lr = 1e-2, steps = 2, warmup_steps = 1 }}
             parallel = {{ {sharing} }}
@@ -151,3 +155,21 @@ def test_two_processes_learn_what_one_learns_and_go_on_exactly(
     one, two, paused = (tmp_path / name / saved for name in ("one", "two", "paused"))
     assert one.stat().st_size == two.stat().st_size
     assert paused.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.slow
+@needs_deepspeed
+@pytest.mark.parametrize(("stage", "moment", "rank"), [(2, "amid", 0), (3, "begun", 1)])
+def test_a_kill_while_a_state_is_written_leaves_a_whole_one(tmp_path: Path, stage: int, moment: str, rank: int) -> None:
+    out, sharing = corpus(tmp_path), f"kind=deepspeed config={FILES[stage]}"
+    straight = torchrun(out, f"straight {sharing}")
+    assert straight.returncode == 0, straight.stderr[-3000:]
+    killed = torchrun(out, f"run {sharing} die={moment} rank={rank}")
+    assert killed.returncode != 0
+    state = newest_state(out / "run")
+    assert state is not None
+    assert state.name == "step-000000002"
+    resumed = torchrun(out, f"run {sharing}")
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert log(out / "run") == log(out / "straight")
+    assert all(torch.equal(trained(out / "run")[key], one) for key, one in trained(out / "straight").items())
