@@ -8,26 +8,26 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kiloq.chat import chat_format_for
 from kiloq.checkpoint import open_checkpoint
 from kiloq.errors import ConfigError
 
 from . import pair_losses
 from .adapters import AdapterConfig
-from .comparisons import Compared, PackedPairs, PairBatch, read_compared, read_labelled
+from .comparisons import PairBatch, read_compared, read_labelled
 from .contract import check_contract, check_saved
 from .data import Batch, piece_of_tokens
 from .forward import Forward, Runtime, head_of
 from .losses import token_log_probs
 from .network import read_network, write_network
 from .objective import Loss, Objective, Watch
-from .optim import OptimConfig, with_steps
+from .optim import OptimConfig
+from .pair_data import read_pair_data
 from .parallel import join
 from .ranges import Seed
 from .recipe import to_toml
 from .reference import measure_reference
 from .run_folder import alone, claim_folder
-from .samples import Long, Samples
+from .samples import Long
 from .sampling import Answers
 from .settings import BatchConfig, LoopConfig, ParallelConfig, TrainConfig
 from .sft import AnswerConfig, ChatSource, HeldOut, answering, text_stream
@@ -83,24 +83,13 @@ def prefer(config: PreferenceConfig) -> Outcome:
     folder = Path(config.out)
     checkpoint = open_checkpoint(config.model)
     runtime = Runtime.choose(config.loop)
-    fmt = chat_format_for(checkpoint.config.family, checkpoint.folder)
-    samples = Samples(checkpoint.tokenizer, fmt, seq_len=config.batch.seq_len, long=config.long)
-    filler = checkpoint.tokenizer.end_of_text_id
-    pack = partial(PackedPairs, batch=config.batch, seed=config.seed, filler=filler, apart=config.loss == "kto")
-    stream = pack([(_read(config, samples, source.path), source.repeat) for source in config.data])
-    tally = str(samples.tally)
-    held = {one.name: pack([(_read(config, samples, one.path), 1.0)]) for one in config.held}
+    read = partial(read_labelled, seed=config.seed) if config.loss == "kto" else read_compared
+    pairs = read_pair_data(config, checkpoint, read, apart=config.loss == "kto")
+    stream = pairs.stream
     texts = {one.name: text_stream(checkpoint, [ChatSource(path=one.path)], config.batch) for one in config.held_text}
-    optim = with_steps(
-        config.optim,
-        config.epochs,
-        epoch_tokens=len(stream) * config.batch.tokens,
-        step_tokens=config.batch.step_tokens,
-    )
     generation = answering(checkpoint, config.answer)
     learned = [sample for one in stream.compared for sample in one.samples[: 1 if stream.apart else 2]]
     notes = check_contract(learned, checkpoint.tokenizer, generation, vocab_size=checkpoint.config.vocab_size)
-    notes.insert(0, f"{tally}; {len(stream):,} micro-batches of an epoch {100 * stream.filled:.1f} % full")
     parallel = join(config.parallel, runtime.device)
     with parallel.first_goes_ahead():
         changes = claim_folder(folder, to_toml(config))
@@ -108,7 +97,7 @@ def prefer(config: PreferenceConfig) -> Outcome:
     forward = Forward(model, runtime, seq_len=config.batch.seq_len, checkpointing=config.loop.recompute)
     measured = measure_reference(
         folder,
-        {"": stream, **held},
+        {"": stream, **pairs.held},
         partial(answer_log_probs, forward),
         model=model,
         dtype=runtime.dtype,
@@ -120,15 +109,15 @@ def prefer(config: PreferenceConfig) -> Outcome:
         preference_objective(forward, config),
         stream,
         folder=folder,
-        config=TrainConfig(batch=config.batch, optim=optim, loop=config.loop),
+        config=TrainConfig(batch=config.batch, optim=pairs.optim, loop=config.loop),
         parallel=parallel,
         watch=Watch(
             held={
-                **{name: partial(pairs.one_pass, limit) for name, pairs in held.items()},
+                **{name: partial(packed.one_pass, limit) for name, packed in pairs.held.items()},
                 **{name: partial(packed.one_pass, limit) for name, packed in texts.items()},
             },
             samples=Answers(model, checkpoint, config.prompts).lines,
-            notes=[trained, *notes, measured, *changes],
+            notes=[trained, pairs.note, *notes, measured, *changes],
         ),
     )
     outcome = trainer.run()
@@ -199,9 +188,3 @@ def _kto(ratios: Tensor, good: Tensor, config: PreferenceConfig) -> tuple[Tensor
     # Above zero: on the side of the reference point where the label wants it.
     margin = config.beta * (ratios[:, 0].detach() - drift) * torch.where(good, 1.0, -1.0)
     return losses, {"accuracy": (margin > 0).double(), "margin": margin, "kl": drift.expand(len(good))}
-
-
-def _read(config: PreferenceConfig, samples: Samples, path: str) -> list[Compared]:
-    if config.loss == "kto":
-        return read_labelled(Path(path), samples, config.seed)
-    return read_compared(Path(path), samples)

@@ -19,19 +19,20 @@ from kiloq.model import Transformer
 
 from . import adapters
 from .adapters import SCORE_FILE, AdapterConfig
-from .comparisons import PackedPairs, PairBatch, read_compared
+from .comparisons import PairBatch, read_compared
 from .data import Batch, piece_of_tokens
 from .forward import Forward, Runtime
 from .losses import IGNORE
 from .network import read_network, trained_folder, write_network
 from .objective import Loss, Objective, Watch
-from .optim import OptimConfig, with_steps
+from .optim import OptimConfig
+from .pair_data import read_pair_data
 from .pair_losses import bradley_terry
 from .parallel import join
 from .ranges import Seed
 from .recipe import to_toml
 from .run_folder import alone, claim_folder, replacing
-from .samples import Long, Samples
+from .samples import Long
 from .settings import BatchConfig, LoopConfig, ParallelConfig, TrainConfig
 from .sft import ChatSource, HeldOut
 from .trainer import Outcome, Trainer
@@ -111,36 +112,23 @@ def reward(config: RewardConfig) -> Outcome:
     folder = Path(config.out)
     checkpoint = open_checkpoint(config.model)
     runtime = Runtime.choose(config.loop)
-    fmt = chat_format_for(checkpoint.config.family, checkpoint.folder)
-    samples = Samples(checkpoint.tokenizer, fmt, seq_len=config.batch.seq_len, long=config.long)
-    filler = checkpoint.tokenizer.end_of_text_id
-    pack = partial(PackedPairs, batch=config.batch, seed=config.seed, filler=filler)
-    stream = pack([(read_compared(Path(source.path), samples), source.repeat) for source in config.data])
-    tally = str(samples.tally)
-    held = {one.name: pack([(read_compared(Path(one.path), samples), 1.0)]) for one in config.held}
-    optim = with_steps(
-        config.optim,
-        config.epochs,
-        epoch_tokens=len(stream) * config.batch.tokens,
-        step_tokens=config.batch.step_tokens,
-    )
+    pairs = read_pair_data(config, checkpoint, read_compared)
     parallel = join(config.parallel, runtime.device)
     with parallel.first_goes_ahead():
         changes = claim_folder(folder, to_toml(config))
     model, trained = read_network(config, checkpoint, runtime, parallel, headless=True)
     forward = Forward(model, runtime, seq_len=config.batch.seq_len, checkpointing=config.loop.recompute)
     module = RewardModel(model).to(runtime.device)
-    packed = f"{tally}; {len(stream):,} micro-batches of an epoch {100 * stream.filled:.1f} % full"
     trainer = Trainer(
         module,
         reward_objective(forward, module),
-        stream,
+        pairs.stream,
         folder=folder,
-        config=TrainConfig(batch=config.batch, optim=optim, loop=config.loop),
+        config=TrainConfig(batch=config.batch, optim=pairs.optim, loop=config.loop),
         parallel=parallel,
         watch=Watch(
-            held={name: partial(pairs.one_pass, config.loop.eval_tokens) for name, pairs in held.items()},
-            notes=[f"{trained}, and the row that scores", packed, *changes],
+            held={name: partial(packed.one_pass, config.loop.eval_tokens) for name, packed in pairs.held.items()},
+            notes=[f"{trained}, and the row that scores", pairs.note, *changes],
         ),
     )
     outcome = trainer.run()
