@@ -1,7 +1,6 @@
 """Tiny random checkpoints of every family, written once per session by transformers and by our own writer."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +9,9 @@ import torch
 from kiloq.checkpoint import GenerationDefaults, save_checkpoint
 from kiloq.model import ModelConfig, Transformer
 from kiloq.model.config import Family
-from kiloq.model.rope_config import RopeConfig
 from kiloq.tokenizer import Tokenizer
 from kiloq.tokenizer.train import train_tokenizer
+from tests.tiny import tiny_config
 
 TEXT = """The cat sat on the mat, and the dog sat by the door. 你好，世界！你好吗？我很好。
 안녕하세요, 세계! 안녕히 가세요. user system assistant\n
@@ -31,28 +30,9 @@ def make_config(tokenizer: Tokenizer) -> Callable[..., ModelConfig]:
     """A configuration of a family small enough for a test; keywords replace fields."""
 
     def make(family: Family, **changes: object) -> ModelConfig:
-        config = ModelConfig(
-            family=family,
-            vocab_size=tokenizer.size + 4,  # spare rows, as every published model has
-            hidden_size=32,
-            num_layers=2,
-            num_heads=4,
-            num_kv_heads=4 if family == "qwen" else 2,
-            head_dim=16 if family == "qwen3" else 8,
-            intermediate_size=48,
-            qkv_bias=family != "qwen3",
-            qk_norm=family == "qwen3",
-            rope=RopeConfig(
-                rotary_dim=16 if family == "qwen3" else 8,
-                kind="qwen1" if family == "qwen" else "plain",
-                original_length=64 if family == "qwen" else 256,
-            ),
-            logn_length=64 if family == "qwen" else None,
-            windows=(None, None),
-            max_length=256,
-            dtype="float32",
-        )
-        return replace(config, **changes)
+        shape = {"vocab_size": tokenizer.size + 4, "dtype": "float32"}  # spare rows, as every published model has
+        shape |= {"head_dim": 16 if family == "qwen3" else 8}
+        return tiny_config(family, original_length=64 if family == "qwen" else 256, **(shape | changes))
 
     return make
 

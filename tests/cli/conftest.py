@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from kiloq.checkpoint import GenerationDefaults, save_checkpoint
-from kiloq.model import ModelConfig, RopeConfig, Transformer
 from kiloq.tokenizer import Tokenizer
 from kiloq.tokenizer.train import train_tokenizer
+from tests.tiny import tiny_config, tiny_network
 
 TEXT = "You are a helpful assistant. system user assistant 你好，世界！ 안녕하세요 The cat sat on the mat."
 
@@ -20,24 +19,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vocabulary = tmp_path_factory.mktemp("vocabulary")
     train_tokenizer([TEXT] * 3, 256 + 208 + 40, output=vocabulary / "qwen.tiktoken")
     tokenizer = Tokenizer.load(vocabulary)
-    config = ModelConfig(
-        family="qwen",
-        vocab_size=tokenizer.size,
-        hidden_size=32,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=2,
-        head_dim=16,
-        intermediate_size=48,
-        qkv_bias=True,
-        rope=RopeConfig(rotary_dim=16, kind="qwen1", original_length=512),
-        logn_length=512,
-        windows=(None, None),
-        max_length=1024,
-        dtype="float32",
-    )
-    model = Transformer(config)
-    model.init_weights(torch.Generator().manual_seed(5))
+    shape = {"num_heads": 2, "num_kv_heads": 2, "head_dim": 16, "max_length": 1024}
+    config = tiny_config("qwen", original_length=512, vocab_size=tokenizer.size, dtype="float32", **shape)
+    model = tiny_network(config, seed=5)
     save_checkpoint(
         folder,
         model_state=model.state_dict(),

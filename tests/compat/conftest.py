@@ -3,36 +3,19 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from kiloq.checkpoint import GenerationDefaults, save_checkpoint
 from kiloq.compat import AutoModelForCausalLM, AutoTokenizer, CausalLM, QwenTokenizer
-from kiloq.model import ModelConfig, RopeConfig, Transformer
 from kiloq.tokenizer import Tokenizer
 from kiloq.tokenizer.train import train_tokenizer
+from tests.tiny import tiny_config, tiny_network
 
 TEXT = "user assistant system You are a helpful assistant. Observation: 你好，世界！안녕하세요 café 1234 " * 4
 
 
 def write_model(folder: Path, tokenizer: Tokenizer, chat_format: str) -> Path:
-    config = ModelConfig(
-        family="qwen",
-        vocab_size=tokenizer.size + 3,
-        hidden_size=32,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=4,
-        head_dim=8,
-        intermediate_size=48,
-        qkv_bias=True,
-        rope=RopeConfig(rotary_dim=8, kind="qwen1", original_length=64),
-        logn_length=64,
-        windows=(None, None),
-        max_length=512,
-        dtype="float32",
-    )
-    model = Transformer(config)
-    model.init_weights(torch.Generator().manual_seed(1))
+    config = tiny_config("qwen", vocab_size=tokenizer.size + 3, max_length=512, dtype="float32")
+    model = tiny_network(config, seed=1)
     state = {name: tensor * 4 if tensor.ndim == 2 else tensor for name, tensor in model.state_dict().items()}
     for token_id in range(config.vocab_size):  # greedy answers are plain ASCII
         if token_id in tokenizer.control_ids or not tokenizer.token_bytes(token_id).isascii():

@@ -8,23 +8,10 @@ import torch
 from kiloq.errors import RequestError
 from kiloq.evals import perplexity as room
 from kiloq.evals.perplexity import Perplexity, Row, perplexity, perplexity_of_rows
-from kiloq.model import ModelConfig, RopeConfig, Transformer
+from kiloq.model import Transformer
+from tests.tiny import tiny_config
 
-CONFIG = ModelConfig(
-    family="qwen",
-    vocab_size=97,
-    hidden_size=32,
-    num_layers=2,
-    num_heads=2,
-    num_kv_heads=2,
-    head_dim=16,
-    intermediate_size=48,
-    qkv_bias=True,
-    rope=RopeConfig(rotary_dim=16, kind="qwen1", original_length=16),
-    logn_length=16,
-    windows=(None, None),
-    max_length=64,
-)
+CONFIG = tiny_config("qwen", original_length=16, vocab_size=97, num_heads=2, num_kv_heads=2, head_dim=16, max_length=64)
 
 
 @pytest.fixture(scope="module")

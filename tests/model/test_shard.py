@@ -8,31 +8,16 @@ import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from kiloq.errors import ConfigError
-from kiloq.model import ModelConfig, RopeConfig, Transformer
+from kiloq.model import Transformer
 from kiloq.model.shard import Cut, plan, split
 from kiloq.train.adapters import AdapterConfig, attach_new
+from tests.tiny import tiny_config, tiny_network
 
 
 def network() -> Transformer:
-    config = ModelConfig(
-        family="qwen3",
-        vocab_size=16,
-        hidden_size=32,
-        num_layers=1,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        intermediate_size=48,
-        qkv_bias=True,
-        qk_norm=True,
-        tie_embeddings=True,
-        rope=RopeConfig(rotary_dim=8, original_length=64),
-        windows=(None,),
-        max_length=64,
+    return tiny_network(
+        tiny_config("qwen3", vocab_size=16, num_layers=1, qkv_bias=True, tie_embeddings=True, max_length=64)
     )
-    model = Transformer(config)
-    model.init_weights(torch.Generator().manual_seed(0))
-    return model
 
 
 @pytest.fixture

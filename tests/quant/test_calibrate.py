@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from kiloq.errors import ConfigError, DataError, NumericsError
-from kiloq.model import ModelConfig, RopeConfig, Transformer
+from kiloq.model import ModelConfig, Transformer
 from kiloq.quant.calibrate import (
     MATRICES,
     LayerReport,
@@ -27,25 +27,13 @@ from kiloq.quant.calibrate import (
 from kiloq.quant.calibration_data import CalibrationData, choose_rows, shortcomings, windows
 from kiloq.quant.gptq import GptqConfig
 from kiloq.quant.stream import Stream
+from tests.tiny import tiny_config
 
 
 def config_of(family: str = "qwen2") -> ModelConfig:
-    return ModelConfig(
-        family=family,
-        vocab_size=300,
-        hidden_size=64,
-        num_layers=3,
-        num_heads=4,
-        num_kv_heads=4 if family == "qwen" else 2,
-        head_dim=16,
-        intermediate_size=96,
-        qkv_bias=family != "qwen3",
-        qk_norm=family == "qwen3",
-        rope=RopeConfig(rotary_dim=16, kind="qwen1" if family == "qwen" else "plain", original_length=32),
-        logn_length=32 if family == "qwen" else None,
-        windows=(None, 9, None) if family == "qwen2" else (None, None, None),
-        max_length=256,
-    )
+    windows = (None, 9 if family == "qwen2" else None, None)
+    sizes = {"vocab_size": 300, "hidden_size": 64, "num_layers": 3, "head_dim": 16, "intermediate_size": 96}
+    return tiny_config(family, original_length=32, windows=windows, **sizes)
 
 
 def model_of(config: ModelConfig, seed: int = 0) -> Transformer:

@@ -5,25 +5,12 @@ import torch
 
 from kiloq import ops
 from kiloq.errors import ConfigError
-from kiloq.model import ModelConfig, RopeConfig, Transformer
+from kiloq.model import Transformer
 from kiloq.quant.grid import Scheme, rtn
 from kiloq.quant.linear import QuantEmbedding, QuantLinear, is_packed
+from tests.tiny import tiny_config
 
-CONFIG = ModelConfig(
-    family="qwen2",
-    vocab_size=50,
-    hidden_size=32,
-    num_layers=1,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    intermediate_size=96,
-    qkv_bias=True,
-    tie_embeddings=True,
-    rope=RopeConfig(rotary_dim=8, original_length=64),
-    windows=(None,),
-    max_length=64,
-)
+CONFIG = tiny_config(vocab_size=50, num_layers=1, intermediate_size=96, tie_embeddings=True, max_length=64)
 
 EIGHT, FOUR = Scheme(bits=8, group_size=None), Scheme(bits=4, group_size=32)
 

@@ -12,7 +12,7 @@ import torch
 from torch.distributed.checkpoint import FileSystemReader, load
 
 from kiloq.checkpoint import GenerationDefaults
-from kiloq.model import ModelConfig, RopeConfig, Transformer
+from kiloq.model import Transformer
 from kiloq.tokenizer import Tokenizer
 from kiloq.train.optim import OptimConfig
 from kiloq.train.pretrain import ShapeConfig, qwen1_config
@@ -20,6 +20,7 @@ from kiloq.train.rollouts import RolloutConfig
 from kiloq.train.run_folder import export
 from kiloq.train.settings import LoopConfig
 from kiloq.train.state import newest_state
+from tests.tiny import tiny_config, tiny_network
 
 
 @pytest.fixture(scope="session")
@@ -38,24 +39,8 @@ def tokenizer(byte_vocabulary: Path) -> Tokenizer:
 @pytest.fixture
 def make_model() -> Callable[..., Transformer]:
     def make(vocab_size: int = 64, *, num_kv_heads: int = 4, window: int | None = None, seed: int = 0) -> Transformer:
-        config = ModelConfig(
-            family="qwen",
-            vocab_size=vocab_size,
-            hidden_size=32,
-            num_layers=2,
-            num_heads=4,
-            num_kv_heads=num_kv_heads,
-            head_dim=8,
-            intermediate_size=48,
-            qkv_bias=True,
-            rope=RopeConfig(rotary_dim=8, kind="qwen1", original_length=64),
-            logn_length=64,
-            windows=(window, None),
-            max_length=256,
-        )
-        model = Transformer(config)
-        model.init_weights(torch.Generator().manual_seed(seed))
-        return model
+        changes = {"num_kv_heads": num_kv_heads, "windows": (window, None)}
+        return tiny_network(tiny_config("qwen", vocab_size=vocab_size, **changes), seed)
 
     return make
 

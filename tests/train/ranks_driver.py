@@ -14,7 +14,7 @@ import torch
 from torch.distributed.checkpoint import FileSystemWriter
 
 from kiloq.cli.terminal import end_process
-from kiloq.model import ModelConfig, RopeConfig, Transformer
+from kiloq.model import Transformer
 from kiloq.train import state
 from kiloq.train.data import PackedBatches, TokenFolder, held_out_batches
 from kiloq.train.forward import Forward, Runtime
@@ -23,28 +23,11 @@ from kiloq.train.optim import OptimConfig
 from kiloq.train.parallel import join
 from kiloq.train.settings import BatchConfig, LoopConfig, ParallelConfig, TrainConfig
 from kiloq.train.trainer import Trainer
+from tests.tiny import tiny_config, tiny_network
 
 
 def tiny(*, tied: bool) -> Transformer:
-    config = ModelConfig(
-        family="qwen3",
-        vocab_size=64,
-        hidden_size=32,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        intermediate_size=48,
-        qkv_bias=True,
-        qk_norm=True,
-        tie_embeddings=tied,
-        rope=RopeConfig(rotary_dim=8, original_length=64),
-        windows=(None, None),
-        max_length=256,
-    )
-    model = Transformer(config)
-    model.init_weights(torch.Generator().manual_seed(0))
-    return model
+    return tiny_network(tiny_config("qwen3", qkv_bias=True, tie_embeddings=tied))
 
 
 def train(out: Path, name: str, options: dict[str, str]) -> None:

@@ -3,24 +3,13 @@ import dataclasses
 import pytest
 import torch
 
-from kiloq.model import ModelConfig, RopeConfig
 from kiloq.train.adapters import AdapterConfig
 from kiloq.train.forward import Runtime
 from kiloq.train.plan import Load, _measure, plan
+from tests.tiny import tiny_config
 
-CONFIG = ModelConfig(
-    family="qwen2",
-    vocab_size=512,
-    hidden_size=64,
-    num_layers=5,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    intermediate_size=160,
-    qkv_bias=True,
-    rope=RopeConfig(rotary_dim=16, original_length=256),
-    windows=(None,) * 5,
-    max_length=256,
+CONFIG = tiny_config(
+    vocab_size=512, hidden_size=64, num_layers=5, head_dim=16, intermediate_size=160, original_length=256
 )
 FULL = Load(config=CONFIG, runtime=Runtime("cpu", torch.bfloat16, False), seq_len=64, tokens=256, accumulate=2)
 

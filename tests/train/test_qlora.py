@@ -14,9 +14,7 @@ from kiloq.checkpoint.fingerprint import Base
 from kiloq.checkpoint.merge import with_adapter
 from kiloq.checkpoint.quantized_writer import write_quantized
 from kiloq.errors import ConfigError
-from kiloq.model import ModelConfig, Transformer
 from kiloq.model.config import Family
-from kiloq.model.rope_config import RopeConfig
 from kiloq.quant.frozen import FrozenLinear
 from kiloq.quant.grid import Scheme, rtn
 from kiloq.tokenizer import Tokenizer
@@ -25,31 +23,16 @@ from kiloq.train.optim import OptimConfig
 from kiloq.train.run_folder import export
 from kiloq.train.settings import BatchConfig, LoopConfig
 from kiloq.train.sft import ChatSource, SftConfig, sft
+from tests.tiny import tiny_config, tiny_network
 
 TALK = {"hi": "Hello!", "你好": "你好！", "안녕": "안녕!", "1+1?": "2"}
 LOOP = LoopConfig(device="cpu", precision="fp32", compile="off", log_every=1)
 
 
 def dense_base(folder: Path, family: Family, tokenizer: Tokenizer) -> Path:
-    config = ModelConfig(
-        family=family,
-        vocab_size=tokenizer.size,
-        hidden_size=64,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=4 if family == "qwen" else 2,
-        head_dim=16,
-        intermediate_size=96,
-        qkv_bias=True,
-        tie_embeddings=family == "qwen2",
-        rope=RopeConfig(rotary_dim=16, kind="qwen1" if family == "qwen" else "plain", original_length=256),
-        logn_length=256 if family == "qwen" else None,
-        windows=(None, None),
-        max_length=256,
-        dtype="float32",
-    )
-    model = Transformer(config)
-    model.init_weights(torch.Generator().manual_seed(0))
+    changes = {"qkv_bias": True, "tie_embeddings": family == "qwen2", "dtype": "float32"}
+    sizes = {"vocab_size": tokenizer.size, "hidden_size": 64, "head_dim": 16, "intermediate_size": 96}
+    model = tiny_network(tiny_config(family, original_length=256, **sizes, **changes))
     end = tokenizer.end_of_text_id
     raw = GenerationDefaults(stop_ids=(end,), pad_id=end, chat_format="raw", max_window=200)
     export(folder, model, tokenizer, raw)

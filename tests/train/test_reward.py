@@ -12,7 +12,6 @@ from transformers import AutoModelForSequenceClassification
 from kiloq.chat import QWEN1, Message
 from kiloq.checkpoint import GenerationDefaults, load_dense, open_checkpoint
 from kiloq.errors import CheckpointError, RequestError
-from kiloq.model import ModelConfig, RopeConfig, Transformer
 from kiloq.tokenizer import Tokenizer
 from kiloq.train.adapters import AdapterConfig
 from kiloq.train.comparisons import PackedPairs, read_compared
@@ -24,6 +23,7 @@ from kiloq.train.run_folder import export
 from kiloq.train.samples import Samples
 from kiloq.train.settings import BatchConfig, LoopConfig
 from kiloq.train.sft import ChatSource, HeldOut
+from tests.tiny import tiny_config, tiny_network
 
 QUESTIONS = ("hi", "你好", "안녕", "1+1?", "who?", "why?")
 
@@ -35,26 +35,8 @@ def talk(question: str, answer: str) -> list[Message]:
 @pytest.fixture
 def make_config(tmp_path: Path, tokenizer: Tokenizer) -> Callable[..., RewardConfig]:
     def make(family: str = "qwen", *, tied: bool = False) -> RewardConfig:
-        config = ModelConfig(
-            family=family,
-            vocab_size=-(-tokenizer.size // 64) * 64,
-            hidden_size=32,
-            num_layers=2,
-            num_heads=4,
-            num_kv_heads=4,
-            head_dim=8,
-            intermediate_size=48,
-            qkv_bias=family != "qwen3",
-            qk_norm=family == "qwen3",
-            tie_embeddings=tied,
-            rope=RopeConfig(rotary_dim=8, kind="qwen1" if family == "qwen" else "plain", original_length=256),
-            logn_length=256 if family == "qwen" else None,
-            windows=(None, None),
-            max_length=256,
-            dtype="float32",
-        )
-        model = Transformer(config)
-        model.init_weights(torch.Generator().manual_seed(0))
+        changes = {"vocab_size": -(-tokenizer.size // 64) * 64, "num_kv_heads": 4, "dtype": "float32"}
+        model = tiny_network(tiny_config(family, original_length=256, tie_embeddings=tied, **changes))
         end = tokenizer.end_of_text_id
         raw = GenerationDefaults(stop_ids=(end,), pad_id=end, chat_format="raw", max_window=256)
         export(tmp_path / "base", model, tokenizer, raw)
