@@ -120,6 +120,12 @@ def read_stored_adapter(folder: str | Path, config: ModelConfig) -> StoredAdapte
             f"{file}: tensor {name} belongs to no linear layer of this {config.family} model. kiloq reads LoRA "
             "updates of the layers' matrices, and rows or all of the embedding and the head."
         )
+    for key, is_told, there in (
+        ("trainable_token_indices", bool(settings.token_ids), rows),
+        ("modules_to_save", settings.has_tables, tables),
+    ):
+        if is_told and not there:
+            raise CheckpointError(f"{file} lacks what {CONFIG_FILE} names in {key}. Take both from one save.")
     if not found and not rows and not tables:
         raise CheckpointError(f"{file} holds no LoRA update of this {config.family} model.")
     return StoredAdapter(
@@ -164,6 +170,11 @@ def _take_update(
         raise CheckpointError(
             f"{file}: the update of {stem} has shapes {list(down.shape)} and {list(up.shape)}; the matrix is "
             f"[{rows:,}, {columns:,}] here. The adapter was made for another model."
+        )
+    if rank not in settings.ranks:
+        raise CheckpointError(
+            f"{file}: the update of {stem} has rank {rank:,}, but {CONFIG_FILE} says r {settings.rank:,}. The two "
+            "files are of different adapters."
         )
     scale = settings.scale(stem, rank)
     a, b = _values(down), _values(up)

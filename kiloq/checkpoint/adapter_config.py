@@ -31,12 +31,14 @@ class AdapterSettings:
 
     path: Path
     rank: int
+    ranks: frozenset[int]  # that its matrices may have: `rank`, and those of single modules
     alpha: float
     patterns: Mapping[str, float]
     dropout: float
     is_rank_stabilised: bool
     is_dora: bool
     is_tied: bool  # what is trained of an embedding and a head that are one stays one
+    has_tables: bool  # whole copies of modules
     token_ids: Mapping[str, tuple[int, ...]]  # by the end of a module's name; "" is the embedding
 
     def scale(self, module: str, rank: int) -> float:
@@ -69,15 +71,21 @@ def read_settings(folder: Path) -> AdapterSettings:
     patterns = raw.get("alpha_pattern") or {}
     if not isinstance(patterns, Mapping):
         raise CheckpointError(f"{path}: alpha_pattern is no object.")
+    more = raw.get("rank_pattern") or {}
+    if not isinstance(more, Mapping):
+        raise CheckpointError(f"{path}: rank_pattern is no object.")
+    rank = _rank(path, "r", raw.get("r", 8))
     return AdapterSettings(
         path=path,
-        rank=int(_number(path, "r", raw.get("r", 8))),
+        rank=rank,
+        ranks=frozenset({rank, *(_rank(path, f"rank_pattern.{key}", value) for key, value in more.items())}),
         alpha=_number(path, "lora_alpha", raw.get("lora_alpha")),
         patterns={_pattern(path, key): _number(path, f"alpha_pattern.{key}", value) for key, value in patterns.items()},
         dropout=_number(path, "lora_dropout", raw.get("lora_dropout", 0.0)),
-        is_rank_stabilised=raw.get("use_rslora") is True,
-        is_dora=raw.get("use_dora") is True,
-        is_tied=raw.get("ensure_weight_tying") is True,
+        is_rank_stabilised=_flag(path, "use_rslora", raw),
+        is_dora=_flag(path, "use_dora", raw),
+        is_tied=_flag(path, "ensure_weight_tying", raw),
+        has_tables=bool(raw.get("modules_to_save")),
         token_ids=_token_ids(path, raw.get("trainable_token_indices")),
     )
 
@@ -97,6 +105,20 @@ def _number(path: Path, key: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise CheckpointError(f"{path}: {key} is {value!r:.80}; it must be a number.")
     return float(value)
+
+
+def _rank(path: Path, key: str, value: object) -> int:
+    if type(value) is not int or value < 1:
+        raise CheckpointError(f"{path}: {key} is {value!r:.80}; a rank is a whole number of at least 1.")
+    return value
+
+
+def _flag(path: Path, key: str, raw: Mapping[str, object]) -> bool:
+    # Another truth value than PEFT's would be another scale, without a word.
+    value = raw.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise CheckpointError(f"{path}: {key} is {value!r:.80}; it must be true or false.")
+    return value is True
 
 
 def _pattern(path: Path, key: str) -> str:

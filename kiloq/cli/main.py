@@ -122,7 +122,7 @@ def run(arguments: Sequence[str]) -> int:
         print(f"kiloq: {error} See `kiloq --help`.", file=sys.stderr)
         return USAGE_ERROR
     except KiloqError as error:
-        print(f"kiloq: {error}", file=sys.stderr)
+        print(f"kiloq: {_visible(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -131,3 +131,8 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     return result if isinstance(result, int) else 0
+
+
+def _visible(text: str) -> str:
+    """A message may quote a file that someone else wrote: codes that steer a terminal are shown, not sent."""
+    return "".join(one if one.isprintable() or one == "\n" else repr(one)[1:-1] for one in text)

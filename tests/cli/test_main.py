@@ -57,6 +57,11 @@ def test_a_mistake_of_a_person_is_one_line_and_exit_code_1(
     assert err.splitlines()[-1].startswith("kiloq: ")
 
 
+def test_a_name_from_outside_does_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "check", "\x1b[2Jméchant.jsonl"]) == 1
+    assert "\\x1b[2Jméchant.jsonl" in capsys.readouterr().err
+
+
 def test_a_closed_pipe_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)

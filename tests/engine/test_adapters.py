@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kiloq.checkpoint import load_dense, open_checkpoint, read_adapter
+from kiloq.checkpoint.adapter import read_stored_adapter
 from kiloq.checkpoint.names import parts
 from kiloq.engine import LLM, Engine, EngineConfig, SamplingParams
 from kiloq.errors import CheckpointError, RequestError
@@ -159,6 +160,11 @@ BROKEN = {
     "other depths": ({"layer_replication": [[0, 1]]}, "layer_replication"),
     "changed weights": ({"init_lora_weights": "pissa_niter_16"}, "pissa"),
     "no finite scale": ({"lora_alpha": 1e300}, "not finite"),
+    "another rank": ({"r": 8}, "has rank 4, but adapter_config.json says r 8"),
+    "a rank of no number": ({"r": 2.5}, "r is 2.5; a rank is a whole number"),
+    "ranks of no numbers": ({"rank_pattern": {"c_attn": "4"}}, "rank_pattern.c_attn is '4'"),
+    "no rank by module": ({"rank_pattern": 5}, "rank_pattern is no object"),
+    "a flag of no truth": ({"use_rslora": 1}, "use_rslora is 1; it must be true or false"),
     "a costly pattern": ({"alpha_pattern": {"(a+)+$": 1}}, "alpha_pattern"),
 }
 
@@ -171,6 +177,21 @@ def test_what_cannot_be_served_is_refused_with_its_reason(fault: str, checkpoint
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(CheckpointError, match=word):
         read_adapter(tmp_path / "adapter", open_checkpoint(checkpoint).config)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"trainable_token_indices": [1, 2]}, {"modules_to_save": ["lm_head"]}],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_the_settings_name_and_the_weights_lack_is_refused(
+    change: dict[str, object], checkpoint: Path, tmp_path: Path
+) -> None:
+    v1_adapter(checkpoint, tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CheckpointError, match=f"lacks what .* names in {next(iter(change))}"):
+        read_stored_adapter(tmp_path / "adapter", open_checkpoint(checkpoint).config)
 
 
 @pytest.mark.parametrize("half", ["lora_A", "lora_B"])
