@@ -24,6 +24,7 @@ from kiloq.train import adapters
 from kiloq.train.adapters import AdapterConfig
 from kiloq.train.data import Batch
 from kiloq.train.forward import LONG_ROW, Forward, Runtime, share_tied_gradient
+from kiloq.train.heap import keeping_freed
 from kiloq.train.meter import Work, forget_peak, gemm_peak, peak_bytes
 from kiloq.train.optim import OptimConfig, clip_gradients, make_optimizer
 from kiloq.train.plan import Load, plan
@@ -153,8 +154,9 @@ def measure(cell: Cell) -> dict[str, object]:
         return time.perf_counter() - began
 
     # On a CPU a short step does: what it warms is not what a long one waits for.
-    step(1, min(cell.length, LONG_ROW) if runtime.device == "cpu" and not runtime.compiled else cell.length)
-    seconds = step(cell.accumulate, cell.length)
+    with keeping_freed():
+        step(1, min(cell.length, LONG_ROW) if runtime.device == "cpu" and not runtime.compiled else cell.length)
+        seconds = step(cell.accumulate, cell.length)
     flops = Work.of(model).flops * cell.length * cell.accumulate
     return {"seconds": seconds, "peak_bytes": peak_bytes(runtime.device), "mfu": flops / seconds / peak_flops}
 

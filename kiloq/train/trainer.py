@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kiloq.errors import CheckpointError, ConfigError, NumericsError
 
 from .forward import Runtime
+from .heap import keeping_freed
 from .journal import Journal
 from .meter import Meter, clock
 from .objective import B, Batches, Loss, Objective, Watch
@@ -80,7 +81,7 @@ class Trainer(Generic[B]):
     def run(self) -> Outcome:
         """Train until the last step, the time limit or a signal; the state is saved whichever comes first."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self.parallel.noticing():
+        with keeping_freed(), self.parallel.noticing():
             return self._run()
 
     def _run(self) -> Outcome:
