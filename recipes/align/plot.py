@@ -1,4 +1,4 @@
-"""What the runs of run.sh came to: plots of their logs, and one JSON of first and last figures.
+"""What the runs of run.sh came to: plots of their logs, and one JSON of first and last figures and of who wins.
 
 python recipes/align/plot.py runs/align
 """
@@ -45,8 +45,11 @@ def main() -> None:
         logs = {name: rows(folder / name / "log.jsonl") for name in methods}
         figures |= {name: ends(log, panels) for name, log in logs.items()}
         draw(logs, panels, folder / f"{picture}.png")
-    text = json.dumps(figures, indent=1)
-    (folder / "figures.json").write_text(text + "\n", encoding="utf-8")
+    judged = (folder / "judge.jsonl").read_text(encoding="utf-8").splitlines()[0]
+    text = json.dumps(figures | {"dpo against the model before": json.loads(judged)}, indent=1)
+    unfinished = folder / "figures.part"
+    unfinished.write_text(text + "\n", encoding="utf-8")
+    unfinished.replace(folder / "figures.json")
     print(text)
 
 

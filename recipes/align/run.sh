@@ -1,17 +1,26 @@
 #!/bin/sh
-# All of learning from preferences and rewards on one model, from the repository's root: data, four runs, who wins, plots.
-#   sh recipes/align/run.sh [MODEL]
-# About 15 minutes on one core. Stopped, the same command goes on.
+# All of learning from preferences and rewards on one model: data, four runs, who wins, figures.json and two plots.
+#   sh recipes/align/run.sh MODEL OUT [FLAG ...]
+# Flags go to every run, so "--set optim.steps=6" is a quick look. About 15 minutes on one core; stopped, the same command
+# goes on. The recipes' paths are meant from OUT, so models of one machine do not meet: runs in OUT/runs/align.
 set -eu
-model=${1:-kiloq/assets/mini/kiloq-mini-chat}
+[ $# -ge 2 ] || { echo "usage: sh recipes/align/run.sh MODEL OUT [FLAG of kiloq train ...]" >&2; exit 2; }
+model=$1 out=$2
+shift 2
 python=${PYTHON:-python}
-here=recipes/align
+root=$(cd "$(dirname "$0")/../.." && pwd)
+here=$root/recipes/align
+[ ! -d "$model" ] || model=$(cd "$model" && pwd)
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+mkdir -p "$out"
+cd "$out"
 
-[ -e runs/mini/chat.jsonl ] || $python recipes/mini/make_chat.py --out runs/mini --samples 4000
-[ -e runs/align/sums.jsonl ] || $python $here/make_sums.py runs/align
-[ -e runs/align/polite.jsonl ] || $python $here/make_pairs.py runs/mini runs/align
+$python "$root/recipes/mini/make_chat.py" --out runs/mini --samples 4000 >&2
+$python "$here/make_sums.py" runs/align
+$python "$here/make_pairs.py" runs/mini runs/align >&2
 for method in reward dpo grpo ppo; do
-    $python -m kiloq train $method $here/$method.toml -m "$model"
+    $python -m kiloq train $method "$here/$method.toml" -m "$model" "$@" >&2
 done
-$python $here/judge.py "$model" runs/align/dpo/model --count 300 > runs/align/judge.txt
-$python $here/plot.py runs/align
+$python "$here/judge.py" "$model" runs/align/dpo/model --count 300 > runs/align/judge.part
+mv runs/align/judge.part runs/align/judge.jsonl
+$python "$here/plot.py" runs/align
