@@ -90,7 +90,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = lock.open("a")
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name with the character NUL
         raise _unfit(folder, error) from error
     with file:
         try:
@@ -107,8 +107,9 @@ def only_run_in(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _unfit(folder: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"out is {folder}, where nothing can be written: {error.strerror}. Use another out folder.")
+def _unfit(folder: Path, error: OSError | ValueError) -> ConfigError:
+    reason = error.strerror if isinstance(error, OSError) else error
+    return ConfigError(f"out is {folder}, where nothing can be written: {reason}. Use another out folder.")
 
 
 def _refuse_results(folder: Path) -> None:

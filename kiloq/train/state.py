@@ -4,6 +4,7 @@ One format for one process and many: each writes its parts of the tensors (torch
 of processes reads them back. Only what is trained is kept: a frozen base is in its own checkpoint.
 """
 
+import io
 import os
 import pickle
 import re
@@ -53,6 +54,15 @@ def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
+def in_one_line(error: BaseException) -> str:
+    """An error in short; of a save or load of many processes, the first that failed."""
+    failures = list(error.failures.values()) if isinstance(error, CheckpointException) else []
+    first = failures[0][0] if failures else error
+    # torch's writer fails once more on a full disk, and says less.
+    cause = first.__context__ if isinstance(first.__context__, OSError) else first
+    return str(cause).split("\n", 1)[0].rstrip(".")
+
+
 def newest_state(folder: Path) -> Path | None:
     """The folder of the last whole state below a run's folder."""
     return max((folder / STATE_FOLDER).glob("step-*"), default=None)
@@ -83,8 +93,10 @@ def save_state(
         save(tensors, storage_writer=FileSystemWriter(unfinished), planner=planner, no_dist=isinstance(parallel, Alone))
     if parallel.is_first:
         plain = {"progress": vars(progress), "stream": stream, "optimizer": values}
+        memory = io.BytesIO()  # a full disk is an OSError then, which torch would make a RuntimeError of
+        torch.save(plain, memory)
         with (unfinished / _PLAIN).open("wb") as file:
-            torch.save(plain, file)
+            file.write(memory.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         _flush(unfinished)
@@ -129,7 +141,8 @@ def load_state(
         _set_values(module, optimizer, values)
     except (*_DAMAGE, CheckpointException) as error:
         raise CheckpointError(
-            f"the saved state {path} does not fit this run: {_reason(error)}. Use another run folder, or remove {path}."
+            f"the saved state {path} does not fit this run: {in_one_line(error)}. Use another run folder, or remove "
+            f"{path}."
         ) from error
     parallel.refill()
     if isinstance(optimizer, Offloaded):
@@ -205,12 +218,6 @@ def _compare(tensors: dict[str, Any], saved: dict[str, Any]) -> None:
             raise ValueError(f"{name} is {list(getattr(there, 'size', ()))} there and {list(tensor.size())} here")
 
 
-def _reason(error: BaseException) -> str:
-    """In one line, of the first process that failed."""
-    failures = list(error.failures.values()) if isinstance(error, CheckpointException) else []
-    return str(failures[0][0] if failures else error).split("\n", 1)[0].rstrip(".")
-
-
 def _read_plain(path: Path) -> tuple[Progress, dict[str, Any], dict[str, dict[str, Any]]]:
     """What is no tensor; ValueError where a run would not have written it so."""
     try:
@@ -218,7 +225,7 @@ def _read_plain(path: Path) -> tuple[Progress, dict[str, Any], dict[str, dict[st
         progress, stream, values = Progress(**plain["progress"]), plain["stream"], plain["optimizer"]
         is_ours = progress.step >= 0 and progress.tokens >= 0 and progress.seconds >= 0.0
     except Exception as error:  # a broken pickle raises whatever its codes stumble over
-        raise ValueError(f"{path.name} cannot be read ({_reason(error)})") from error
+        raise ValueError(f"{path.name} cannot be read ({in_one_line(error)})") from error
     if not is_ours or not isinstance(stream, dict) or not isinstance(values, dict):
         raise ValueError(f"{path.name} does not hold the progress of a run")
     return progress, stream, values

@@ -13,6 +13,7 @@ from typing import Generic, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 
 from kiloq.errors import CheckpointError, ConfigError, NumericsError
 
@@ -24,7 +25,7 @@ from .objective import B, Batches, Loss, Objective, Watch
 from .optim import learning_rate, make_optimizer, set_learning_rate
 from .parallel import Alone, Parallel
 from .settings import TrainConfig
-from .state import STATE_FOLDER, Progress, load_state, save_state, trained_parameters
+from .state import STATE_FOLDER, Progress, in_one_line, load_state, save_state, trained_parameters
 from .watchdog import remember, spike
 
 Outcome = Literal["finished", "paused"]
@@ -80,9 +81,15 @@ class Trainer(Generic[B]):
 
     def run(self) -> Outcome:
         """Train until the last step, the time limit or a signal; the state is saved whichever comes first."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with keeping_freed(), self.parallel.noticing():
-            return self._run()
+        try:
+            self.state_path.mkdir(parents=True, exist_ok=True)
+            with keeping_freed(), self.parallel.noticing():
+                return self._run()
+        except (OSError, CheckpointException) as error:
+            raise CheckpointError(
+                f"the run in {self.folder} broke off: {in_one_line(error)}. A state that was saved before is whole: "
+                "mend that, or make room, and the same command goes on from it."
+            ) from error
 
     def _run(self) -> Outcome:
         saved = load_state(self.folder, module=self.module, optimizer=self.optimizer, parallel=self.parallel)

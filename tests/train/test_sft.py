@@ -172,3 +172,5 @@ def test_a_folder_where_nothing_can_be_written_is_one_clear_error(config: SftCon
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="where nothing can be written: Not a directory"):
         sft(replace(config, out=str(tmp_path / "file" / "run")))
+    with pytest.raises(ConfigError, match=r"where nothing can be written: .*null byte"), only_run_in(Path("a\0b")):
+        pass

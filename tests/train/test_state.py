@@ -2,8 +2,9 @@
 
 import os
 import pickle
-from collections.abc import Callable
-from contextlib import suppress
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,15 +26,14 @@ from kiloq.train.trainer import Trainer
 
 
 @pytest.fixture
-def train(tmp_path: Path, make_model: Callable[..., Transformer]) -> Callable[[], Path]:
-    """Begin a run of one step, or go on with it; its state."""
+def train(tmp_path: Path, make_model: Callable[..., Transformer]) -> Callable[..., Path]:
+    """Begin a run of one step, or go on to so many; its state."""
     loop = LoopConfig(device="cpu", precision="fp32", compile="off", report=())
-    config = TrainConfig(
-        batch=BatchConfig(seq_len=16, tokens=16), optim=OptimConfig(lr=1e-2, steps=1, warmup_steps=0), loop=loop
-    )
     write_tokens(tmp_path / "corpus", [list(range(40))], 64)
 
-    def run() -> Path:
+    def run(steps: int = 1) -> Path:
+        optim = OptimConfig(lr=1e-2, steps=steps, warmup_steps=0)
+        config = TrainConfig(batch=BatchConfig(seq_len=16, tokens=16), optim=optim, loop=loop)
         stream = PackedBatches([(TokenFolder(tmp_path / "corpus"), 1.0)], seq_len=16, tokens=16, seed=0)
         forward = Forward(make_model(), Runtime.choose(loop), seq_len=16)
         trainer = Trainer(forward.model, next_token(forward), stream, folder=tmp_path / "run", config=config)
@@ -56,7 +56,7 @@ class Runs:
 
 
 @pytest.mark.parametrize("file", [".metadata", "run.pt", "__0_0.distcp"])
-def test_a_state_runs_no_code_that_is_hidden_in_it(train: Callable[[], Path], tmp_path: Path, file: str) -> None:
+def test_a_state_runs_no_code_that_is_hidden_in_it(train: Callable[..., Path], tmp_path: Path, file: str) -> None:
     state = train()
     path, made = state / file, tmp_path / "made"
     for function, *arguments in [
@@ -77,7 +77,7 @@ def test_a_state_runs_no_code_that_is_hidden_in_it(train: Callable[[], Path], tm
         assert not made.exists(), function
 
 
-def test_a_state_names_no_file_elsewhere(train: Callable[[], Path], tmp_path: Path) -> None:
+def test_a_state_names_no_file_elsewhere(train: Callable[..., Path], tmp_path: Path) -> None:
     state = train()
     index = pickle.loads((state / ".metadata").read_bytes())
     (state / "__0_0.distcp").rename(tmp_path / "elsewhere")
@@ -102,7 +102,7 @@ def test_a_state_names_no_file_elsewhere(train: Callable[[], Path], tmp_path: Pa
         {"optimizer": {"another": {}}},
     ],
 )
-def test_odd_values_in_a_state_are_one_clear_error(train: Callable[[], Path], change: dict[str, Any]) -> None:
+def test_odd_values_in_a_state_are_one_clear_error(train: Callable[..., Path], change: dict[str, Any]) -> None:
     state = train()
     path = state / "run.pt"
     plain = torch.load(path, weights_only=True)
@@ -113,7 +113,7 @@ def test_odd_values_in_a_state_are_one_clear_error(train: Callable[[], Path], ch
         train()
 
 
-def test_any_damage_of_an_index_is_one_clear_error(train: Callable[[], Path]) -> None:
+def test_any_damage_of_an_index_is_one_clear_error(train: Callable[..., Path]) -> None:
     state = train()
     path = state / ".metadata"
     data, random = path.read_bytes(), Random(0)
@@ -124,3 +124,36 @@ def test_any_damage_of_an_index_is_one_clear_error(train: Callable[[], Path]) ->
         path.write_bytes(bytes(damaged))
         with suppress(ValueError):
             assert isinstance(IndexReader(path.parent).read_metadata(), Metadata)
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Larger ones fail to be written, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [0, 400, 3000])  # the log, the index, the tensors cannot be written
+def test_a_full_disk_is_one_clear_error_and_loses_no_state(train: Callable[..., Path], size: int) -> None:
+    before = train()
+    with files_of_at_most(size), pytest.raises(CheckpointError, match=r"broke off: .*File too large.* same command"):
+        train(steps=2)
+    after = train()
+    assert after == before
+    assert train(steps=2).name == "step-000000002"
+
+
+@pytest.mark.parametrize("name", ["state", "log.jsonl"])
+def test_what_cannot_be_written_is_told_before_the_first_step(
+    train: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "run" / "log.jsonl").mkdir(parents=True)
+    if name == "state":
+        (tmp_path / "run" / "log.jsonl").rmdir()
+        (tmp_path / "run" / "state").touch()
+    with pytest.raises(CheckpointError, match=rf"broke off: .*{name}"):
+        train()
