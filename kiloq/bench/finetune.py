@@ -23,7 +23,7 @@ from kiloq.quant.frozen import FrozenLinear
 from kiloq.train import adapters
 from kiloq.train.adapters import AdapterConfig
 from kiloq.train.data import Batch
-from kiloq.train.forward import LONG_ROW, Forward, Runtime, share_tied_gradient
+from kiloq.train.forward import Forward, Runtime, share_tied_gradient
 from kiloq.train.heap import keeping_freed
 from kiloq.train.meter import Work, forget_peak, gemm_peak, peak_bytes
 from kiloq.train.optim import OptimConfig, clip_gradients, make_optimizer
@@ -60,12 +60,12 @@ class Cell:
 
 
 def fill(cells: Sequence[Cell], known: Path | None, room: float, told: Callable[[], None]) -> list[dict[str, object]]:
-    """A result for each cell; those in the file `known` are not measured again, and each new one is written to it."""
-    results = json.loads(known.read_text(encoding="utf-8")) if known is not None and known.exists() else []
-    found = {json.dumps(one["cell"], sort_keys=True): one for one in results}
+    """A result for each cell; those measured in the file `known` are taken from there, and new ones written to it."""
+    found = _known(known) if known is not None and known.exists() else {}
     for cell in cells:
         key = json.dumps(asdict(cell), sort_keys=True)
-        if key not in found:
+        one = found.get(key, {})
+        if "peak_bytes" not in one and "error" not in one:
             predicted = _predict(cell)
             found[key] = {"cell": asdict(cell), "predicted_bytes": predicted}
             if predicted <= room:
@@ -76,6 +76,17 @@ def fill(cells: Sequence[Cell], known: Path | None, room: float, told: Callable[
                 partial.replace(known)
         told()
     return [found[json.dumps(asdict(cell), sort_keys=True)] for cell in cells]
+
+
+def _known(path: Path) -> dict[str, dict[str, object]]:
+    """Earlier results by their cell."""
+    try:
+        return {json.dumps(one["cell"], sort_keys=True): one for one in json.loads(path.read_text(encoding="utf-8"))}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path} is not what `kiloq bench finetune --json` wrote ({type(error).__name__}: {error}). "
+            "Name another file, or remove that one."
+        ) from error
 
 
 def table(results: Sequence[Mapping[str, object]]) -> str:
@@ -129,10 +140,8 @@ def _in_child(cell: Cell) -> dict[str, object]:
 
 
 def measure(cell: Cell) -> dict[str, object]:
-    """Seconds of an optimiser step, and the most memory that the process took for it. Begins with a short one."""
+    """Seconds of an optimiser step after a first one, and the most memory that the process took for them."""
     runtime, config = Runtime.choose(cell.loop), shape_config(cell.shape)
-    if cell.length > config.max_length:
-        raise ConfigError(f"{cell.shape} takes {config.max_length:,} tokens at most, and the cell has {cell.length:,}.")
     model = _network(config, METHODS[cell.method], runtime).train()
     forward = Forward(model, runtime, seq_len=cell.length, checkpointing=cell.loop.recompute)
     optimizer = make_optimizer(model, OptimConfig(lr=1e-5))
@@ -153,9 +162,10 @@ def measure(cell: Cell) -> dict[str, object]:
             torch.cuda.synchronize(runtime.device)
         return time.perf_counter() - began
 
-    # On a CPU a short step does: what it warms is not what a long one waits for.
     with keeping_freed():
-        step(1, min(cell.length, LONG_ROW) if runtime.device == "cpu" and not runtime.compiled else cell.length)
+        # As long as the others: what is new to the process, kernels for this length and every page of its memory, makes
+        # a first step of 2,048 tokens on a CPU twice as slow as the second.
+        step(1, cell.length)
         seconds = step(cell.accumulate, cell.length)
     flops = Work.of(model).flops * cell.length * cell.accumulate
     return {"seconds": seconds, "peak_bytes": peak_bytes(runtime.device), "mfu": flops / seconds / peak_flops}

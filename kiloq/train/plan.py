@@ -25,9 +25,14 @@ from .forward import Forward, Runtime, head_of, share_tied_gradient
 from .losses import columns_at_once, trained_log_probs
 from .meter import matrix_weights
 
-# Python, torch and kiloq themselves, judged from the resident sizes of a few runs; on a GPU its context, which torch's
-# own counter leaves out.
-_PROGRAM = {"cpu": 440 << 20, "cuda": 500 << 20}
+# Python, torch and kiloq themselves: 300 MiB once imported, and the kernels that oneDNN makes for each shape of a
+# product. On a GPU its context, which torch's own counter leaves out; that one is judged.
+_PROGRAM = {"cpu": 380 << 20, "cuda": 500 << 20}
+# Of what a step allocates on a CPU, what lies free between its tensors. A tensor is aligned, and for that glibc looks
+# for a place 96 bytes longer than it, while autograd's own small objects come to lie in the rests between the places:
+# one that was freed does not do for the next tensor of its size. Knuth's fifty-percent rule (TAOCP 1, 2.5) says that
+# half as much as is in use lies free then; measured 0.5 to 0.8 (docs/measurements, fine-tuning: memory).
+_FREE_BETWEEN = 0.6
 _COMPILER = 350 << 20  # what torch.compile keeps in the process
 _SAMPLE_LAYERS = (2, 3)
 _CODE_BYTES = {"int8": 1.001, "int4": 0.516, "nf4": 0.516}  # of a weight, with its share of the scales
@@ -69,13 +74,14 @@ def plan(load: Load) -> Plan:
     # All is a straight line in the number of layers; which phase of a step holds most is not.
     whole = {name: round(few[name] + (more[name] - few[name]) * steps) for name in few}
     weights, gradients, values = (whole.pop(name) for name in ("weights", "gradients", "values"))
-    activations = max(0, max(whole.values()) - weights - gradients)
+    allocated = max(0, max(whole.values()) - weights)
+    activations = max(0, allocated - gradients)
     if load.adapter is not None and load.adapter.quantization is not None:
         # Codes and scales in place of the blocks' matrices, which are written out a slab at a time.
         itemsize = load.runtime.dtype.itemsize
         blocks = matrix_weights(load.config) - load.config.vocab_size * load.config.hidden_size
         weights -= round(blocks * (itemsize - _CODE_BYTES[load.adapter.quantization]))
-        activations += 2 * _SLAB * itemsize
+        activations += 2 * min(_SLAB, _largest_matrix(load.config)) * itemsize
     on_gpu = load.runtime.device != "cpu"
     program = _PROGRAM["cuda" if on_gpu else "cpu"] + (_COMPILER if load.runtime.compiled else 0)
     return Plan(
@@ -84,9 +90,16 @@ def plan(load: Load) -> Plan:
             "gradients": gradients,
             "optimiser": 0 if load.state_on_cpu and on_gpu else round(values * load.state_bytes),
             "activations": activations,
+            "heap": 0 if on_gpu else round(allocated * _FREE_BETWEEN),
             "program": program,
         }
     )
+
+
+def _largest_matrix(config: ModelConfig) -> int:
+    """Weights of the largest one in a block."""
+    heads = config.num_heads + 2 * config.num_kv_heads
+    return config.hidden_size * max(heads * config.head_dim, 2 * config.intermediate_size)
 
 
 def _measure(load: Load, layers: int) -> dict[str, int]:
