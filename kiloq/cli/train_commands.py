@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter
 
 from kiloq.cli.options import Model
 
 app = App(name="train", help="Train a model from a recipe; look at training data.")
 app.command(
     "kiloq.cli.train_plan:plan",
-    name="plan",
+    name=["plan", "--plan"],  # it is looked for as either
     help="Predict the memory of a recipe before anything is loaded.",
     help_prologue="Example: `kiloq train plan recipes/finetune/lora.toml -m qwen-7b --device cuda --memory 80`",
 )
@@ -39,9 +39,15 @@ class RunOptions:
     ] = None
     out: Annotated[Path | None, Parameter(name=["--out", "-o"], help="The run's folder.")] = None
     overrides: Overrides = ()
+    plan: Annotated[bool, Parameter(negative="", show=False)] = False
 
     def settings(self) -> list[str]:
         """As `a.b=value`, the later ones winning."""
+        if self.plan:
+            raise CycloptsError(
+                msg="--plan is a command of its own, which trains nothing: kiloq train plan RECIPE, with the same "
+                "--model and --set."
+            )
         found = []
         if self.model is not None:
             found.append(f"model={json.dumps(self.model)}")

@@ -144,3 +144,21 @@ def test_of_several_processes_the_first_one_names_the_result(
     monkeypatch.setenv("RANK", "1")
     assert run(["train", "pretrain", str(recipe)]) == 0
     assert capsys.readouterr().out == ""
+
+
+def test_a_plan_is_found_under_both_names(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = []
+    for name in ("plan", "--plan"):
+        assert run(["train", name, str(recipe), "-m", "qwen2.5-0.5b", "--memory", "64"]) == 0
+        told.append(capsys.readouterr())
+    assert told[0] == told[1]
+    assert "| as it is |" in told[0].out
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo", "reward", "ppo", "grpo"])
+def test_a_plan_asked_of_a_run_begins_none_and_names_the_command(
+    method: str, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["train", method, str(recipe), "--plan"]) == 2
+    assert "kiloq train plan RECIPE" in capsys.readouterr().err
+    assert not (recipe.parent / "run").exists()
