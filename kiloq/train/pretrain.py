@@ -207,8 +207,9 @@ def _tokenize(source: TextSource, tokenizer: Tokenizer, folder: Path) -> None:
     except OSError as error:
         raise DataError(f"data source {source.name}: {path} cannot be read: {error.strerror}.") from error
     made = folder / "made_from.json"
-    if made.exists() and json.loads(made.read_text(encoding="utf-8")) == stamp:
+    if _stamp_in(made) == stamp:
         return
+    made.unlink(missing_ok=True)  # a kill from here on leaves folders that nothing vouches for
     kept: list[npt.NDArray[np.uint32]] = []
     held: list[npt.NDArray[np.uint32]] = []
     for number, one in enumerate(good_rows(path, document)):
@@ -218,4 +219,14 @@ def _tokenize(source: TextSource, tokenizer: Tokenizer, folder: Path) -> None:
         write_tokens(folder, kept, tokenizer.size)
     if source.holdout_every:
         write_tokens(folder / "held", held, tokenizer.size)
-    made.write_text(json.dumps(stamp), encoding="utf-8")
+    unfinished = made.with_suffix(".part")
+    unfinished.write_text(json.dumps(stamp), encoding="utf-8")
+    unfinished.replace(made)
+
+
+def _stamp_in(made: Path) -> object:
+    """What the token folders were made from; None where that cannot be told."""
+    try:
+        return json.loads(made.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -127,6 +127,27 @@ def test_changed_text_is_read_again(config: PretrainConfig, tmp_path: Path) -> N
         pretrain(small)
 
 
+def test_half_a_note_of_what_tokens_were_made_from_means_that_they_are_made_again(config: PretrainConfig) -> None:
+    pretrain(config)
+    note = Path(config.out) / "tokens/text/made_from.json"
+    told = note.read_text(encoding="utf-8")
+    note.write_text(told[: len(told) // 2], encoding="utf-8")
+    pretrain(config)
+    assert note.read_text(encoding="utf-8") == told
+
+
+def test_tokens_that_are_being_made_again_have_no_note_beside_them(config: PretrainConfig, tmp_path: Path) -> None:
+    source = tmp_path / "text.txt"
+    source.write_text("short", encoding="utf-8")
+    pretrain(replace(config, data=(TextSource(name="text", path=str(source)),), optim=replace(config.optim, steps=1)))
+    folder = Path(config.out) / "tokens/text"
+    source.write_bytes(b"longer, and broken off by what is no text: \xff")
+    with pytest.raises(DataError, match="UTF-8"):
+        pretrain(replace(config, data=(TextSource(name="text", path=str(source)),)))
+    assert (folder / "tokens.npy").exists()
+    assert not (folder / "made_from.json").exists()
+
+
 def test_steps_may_be_counted_from_epochs(config: PretrainConfig) -> None:
     pretrain(replace(config, epochs=2.0, optim=replace(config.optim, steps=0)))
     tokens = 2 * sum(len((text * 3).encode()) + 1 for text in (TEXT * 3)) * 3 / 4
