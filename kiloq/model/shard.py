@@ -143,11 +143,6 @@ _KINDS: dict[str, type[Split]] = {
 }
 
 
-def is_split(model: nn.Module) -> bool:
-    """Whether other processes hold shares of it too."""
-    return any(isinstance(one, Split) for one in model.modules())
-
-
 def whole_share(share: Tensor, cut: Cut, group: dist.ProcessGroup) -> Tensor:
     """The whole of a parameter of which each process has a share."""
     shares = [torch.empty_like(share) for _ in range(dist.get_world_size(group))]

@@ -116,7 +116,7 @@ def prefer(config: PreferenceConfig) -> Outcome:
                 **{name: partial(packed.one_pass, limit) for name, packed in pairs.held.items()},
                 **{name: partial(packed.one_pass, limit) for name, packed in texts.items()},
             },
-            samples=Answers(model, checkpoint, config.prompts).lines,
+            samples=Answers(model, checkpoint, config.prompts, parallel=parallel).lines,
             notes=[trained, pairs.note, *notes, measured, *changes],
         ),
     )

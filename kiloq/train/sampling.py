@@ -6,9 +6,9 @@ from kiloq.chat import Message, chat_format_for, render
 from kiloq.checkpoint import Checkpoint
 from kiloq.errors import ConfigError
 from kiloq.model import Transformer
-from kiloq.model.shard import is_split
 
 from .live import Live
+from .parallel import Parallel
 from .rollouts import Player, Prompt, RolloutConfig
 
 
@@ -18,10 +18,19 @@ class Answers:
     Nothing is copied but what kernels pack, and that only while it answers.
     """
 
-    def __init__(self, model: Transformer, checkpoint: Checkpoint, questions: Sequence[str], *, most: int = 64) -> None:
-        if questions and is_split(model):
+    def __init__(
+        self,
+        model: Transformer,
+        checkpoint: Checkpoint,
+        questions: Sequence[str],
+        *,
+        parallel: Parallel,
+        most: int = 64,
+    ) -> None:
+        if questions and parallel.is_sharded:
             raise ConfigError(
-                "parallel.tensor is set, and a model in shares answers no prompts; leave one of them out."
+                "the recipe has prompts, which a whole model answers, and each process holds only a part of this one. "
+                "Leave prompts out, or set parallel.kind = ddp."
             )
         fmt = chat_format_for(checkpoint.config.family, checkpoint.folder)
         asked = [(Message(role="user", content=question),) for question in questions]

@@ -123,8 +123,6 @@ def sft(config: SftConfig, *, try_first: bool = False) -> Outcome:
     notes = _before_step_1(flat, checkpoint, generation)
     notes.insert(0, f"{samples.tally}; {len(stream):,} rows of an epoch {100 * stream.filled:.1f} % full")
     notes += [f"left out: {line}" for line in kinds_of(left_out or [])]
-    if config.prompts and config.parallel.kind == "deepspeed":
-        raise ConfigError("prompts are answered by the whole model, which DeepSpeed keeps in parts; leave them out.")
     parallel = join(config.parallel, runtime.device)
     with parallel.first_goes_ahead():
         changes = claim_folder(folder, to_toml(config))
@@ -141,7 +139,7 @@ def sft(config: SftConfig, *, try_first: bool = False) -> Outcome:
         parallel=parallel,
         watch=Watch(
             held={name: partial(packed.one_pass, config.loop.eval_tokens) for name, packed in held.items()},
-            samples=Answers(model, checkpoint, config.prompts).lines,
+            samples=Answers(model, checkpoint, config.prompts, parallel=parallel).lines,
             notes=[trained, *notes, *changes],
         ),
     )

@@ -19,10 +19,12 @@ from kiloq.train.comparisons import PackedPairs, read_compared, read_labelled
 from kiloq.train.forward import Forward, Runtime
 from kiloq.train.losses import IGNORE
 from kiloq.train.optim import OptimConfig
+from kiloq.train.parallel import Alone
 from kiloq.train.preference import Method, PreferenceConfig, answer_log_probs, prefer, preference_objective
 from kiloq.train.pretrain import ShapeConfig, qwen1_config
 from kiloq.train.run_folder import export
 from kiloq.train.samples import Samples
+from kiloq.train.sampling import Answers
 from kiloq.train.settings import BatchConfig, LoopConfig
 from kiloq.train.sft import ChatSource, HeldOut
 
@@ -83,6 +85,15 @@ def test_the_sft_term_makes_what_was_chosen_likelier_and_the_log_shows_answers(c
     log = log_of(config)
     assert next(line["eval/texts"] for line in log if "eval/texts" in line) < 5  # from 5.6, where all bytes are alike
     assert [str(line["note"]).split(" -> ")[0] for line in log[-2:]] == ["'hi'", "'why?'"]
+
+
+def test_a_model_in_parts_answers_no_prompts_and_says_so_before_the_first_step(config: PreferenceConfig) -> None:
+    checkpoint = open_checkpoint(config.model)
+    model = load_dense(checkpoint, dtype=torch.float32)
+    in_parts = Alone(is_sharded=True)
+    with pytest.raises(ConfigError, match="prompts, which a whole model answers"):
+        Answers(model, checkpoint, ("hi",), parallel=in_parts)
+    assert Answers(model, checkpoint, (), parallel=in_parts).lines() == []
 
 
 @pytest.mark.parametrize("quantization", [None, "int8"])
