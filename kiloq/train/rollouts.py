@@ -17,6 +17,7 @@ from kiloq.errors import ConfigError, DataError, KiloqError
 
 from .conversations import conversation
 from .live import Live
+from .ranges import Share
 from .rewards import Attempt
 from .rows import good_rows
 
@@ -32,7 +33,7 @@ class RolloutConfig:
     prompts: int = 32
     answers: int = 8
     max_tokens: int = 128
-    top_p: float = 1.0
+    top_p: Share = 1.0
     epochs: int = 1
     minibatches: int = 1
     seq_len: int = 512

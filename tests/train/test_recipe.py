@@ -8,6 +8,7 @@ from kiloq.errors import ConfigError
 from kiloq.train.optim import OptimConfig
 from kiloq.train.pretrain import PretrainConfig
 from kiloq.train.recipe import load_recipe, parse_config, to_toml
+from kiloq.train.rollouts import RolloutConfig
 from kiloq.train.sft import SftConfig
 
 
@@ -123,6 +124,11 @@ def test_a_number_that_no_run_can_use_is_refused_before_it_begins(tmp_path: Path
     path.write_text('out = "run"\nmodel = "m"\ndata = [{path = "d"}]\n[optim]\nlr = 1e-3\n')
     with pytest.raises(ConfigError, match=said):
         load_recipe(SftConfig, path, [flag])
+
+
+def test_rollouts_draw_from_a_share_of_the_likeliest_tokens() -> None:
+    with pytest.raises(ConfigError, match=r"rollout\.top_p is 7.0; it must be from 0 to 1"):
+        parse_config(RolloutConfig, {"top_p": 7}, "rollout.")
 
 
 def test_a_recipe_may_begin_with_a_mark_and_other_encodings_are_one_clear_error(tmp_path: Path) -> None:
