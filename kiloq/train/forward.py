@@ -58,7 +58,7 @@ class Forward:
         if seq_len > model.config.max_length:
             raise ConfigError(
                 f"a row would have {seq_len:,} tokens, and the model goes to {model.config.max_length:,}; set "
-                "batch.seq_len to at most that, or the length in its config.json."
+                "seq_len to at most that, or the length in its config.json."
             )
         is_there = all(one.device == torch.device(runtime.device) for one in (*model.parameters(), *model.buffers()))
         self.model = model if is_there else model.to(runtime.device)  # tensors of a plan cannot be moved

@@ -58,7 +58,7 @@ class Trainer(Generic[B]):
             raise ConfigError("no parameter is to be trained; the recipe freezes all of them.")
         if self.batch.accumulate % self.parallel.world:
             raise ConfigError(
-                f"a step has {self.batch.accumulate} micro-batches (batch.accumulate) for {self.parallel.world} "
+                f"a step has {self.batch.accumulate} micro-batches (accumulate) for {self.parallel.world} "
                 "processes; it must be a multiple of them."
             )
         is_tensor = self.parallel.processes != self.parallel.world
