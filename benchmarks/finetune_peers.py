@@ -150,7 +150,8 @@ def pair_steps(options: argparse.Namespace, count: int) -> list[Step]:
     """Questions with a better and a worse answer."""
     samples = Samples(Tokenizer.load(options.vocabulary), QWEN2_5, seq_len=options.seq_len, long="drop")
     asked = [one for one in good_rows(options.data, conversation) if len(one.messages) == 2]
-    pairs = samples.read_pairs(answers_of(one, other) for one, other in zip(asked[1:], asked, strict=False))
+    answers = (answers_of(one, other) for one, other in zip(asked[1:], asked, strict=False))
+    pairs = samples.read_rows(answers, samples.pair)
     batch = BatchConfig(seq_len=options.seq_len, tokens=options.rows * options.seq_len)
     stream = PackedPairs([([Compared(pair) for pair in pairs], 1.0)], batch=batch, seed=0, filler=0)
     return [[as_trl_takes(*pairs[at]) for at in stream.next_batch().items] for _ in range(count)]

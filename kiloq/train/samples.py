@@ -89,18 +89,6 @@ class Samples:
         and if nothing is left."""
         return self.read_rows(conversations, self.conversation)
 
-    def read_pairs(self, pairs: Iterable[Pair]) -> list[tuple[Sample, Sample]]:
-        """(chosen, rejected) of all pairs."""
-        return self.read_rows(pairs, self.pair)
-
-    def read_judged(self, rows: Iterable[Judged]) -> list[tuple[Sample, bool]]:
-        """(answer, whether it is good) of all rows."""
-        return self.read_rows(rows, self.judged)
-
-    def read_documents(self, documents: Iterable[Document]) -> list[Sample]:
-        """Texts, each ended by the end-of-text token, trained from the second token on."""
-        return self.read_rows(documents, self.document)
-
     def conversation(self, conversation: Conversation) -> list[Sample]:
         """One sample, or none where it is too long."""
         rendered = self.render(conversation)

@@ -51,7 +51,7 @@ def test_what_the_formats_render_keeps_the_contract(
     shown = replace(TALK, messages=(TALK.messages[0], replace(CALL, trained=False), *TALK.messages[2:]))
     for fmt in (QWEN1, QWEN2_5):
         samples = Samples(tokenizer, fmt, seq_len=512, mask=mask)
-        made = [*samples.read([TALK, call_again, shown]), *samples.read_documents([Document("plain", "here")])]
+        made = [*samples.read([TALK, call_again, shown]), *samples.document(Document("plain", "here"))]
         (note,) = check(made, tokenizer, generation)
         assert (
             note

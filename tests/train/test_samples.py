@@ -138,26 +138,27 @@ def a_pair(*texts: str) -> Pair:
 
 def test_pairs_train_the_two_answers_alone_and_lose_the_oldest_rounds_first(tokenizer: Tokenizer) -> None:
     pair = a_pair("old " * 20, "answer", "new", "good", "bad")
-    ((chosen, rejected),) = Samples(tokenizer, QWEN2_5, seq_len=512).read_pairs([pair])
+    ((chosen, rejected),) = Samples(tokenizer, QWEN2_5, seq_len=512).pair(pair)
     assert (trained_text(chosen, tokenizer), trained_text(rejected, tokenizer)) == ("good<|im_end|>", "bad<|im_end|>")
     first = np.flatnonzero(chosen.targets != IGNORE)[0]
     assert chosen.ids[: first + 1].tolist() == rejected.ids[: first + 1].tolist()
     short = Samples(tokenizer, QWEN2_5, seq_len=len(chosen.ids) - 1)
-    ((chosen, rejected),) = short.read_pairs([pair])
+    ((chosen, rejected),) = short.pair(pair)
     for sample, answer in ((chosen, "good"), (rejected, "bad")):
         text = tokenizer.decode(sample.ids.tolist())
         assert "old" not in text
         assert text.endswith(f"user\nnew<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n")
     assert (short.tally.kept, short.tally.cut) == (1, 1)
+    none = Samples(tokenizer, QWEN2_5, seq_len=40)
     with pytest.raises(DataError, match="no token would be trained"):
-        Samples(tokenizer, QWEN2_5, seq_len=40).read_pairs([pair])
+        none.read_rows([pair], none.pair)
 
 
 def test_judged_answers_keep_their_label(tokenizer: Tokenizer) -> None:
     pair = a_pair("q", "good", "bad")
-    rows = Samples(tokenizer, QWEN2_5, seq_len=512).read_judged(
-        [Judged(pair.chosen, good=True), Judged(pair.rejected, good=False)]
-    )
+    samples = Samples(tokenizer, QWEN2_5, seq_len=512)
+    answers = [Judged(pair.chosen, good=True), Judged(pair.rejected, good=False)]
+    rows = samples.read_rows(answers, samples.judged)
     assert [(trained_text(sample, tokenizer), good) for sample, good in rows] == [
         ("good<|im_end|>", True),
         ("bad<|im_end|>", False),
@@ -166,7 +167,7 @@ def test_judged_answers_keep_their_label(tokenizer: Tokenizer) -> None:
 
 def test_texts_become_samples_of_which_every_next_token_is_trained(tokenizer: Tokenizer) -> None:
     samples = Samples(tokenizer, QWEN1, seq_len=4)
-    parts = samples.read_documents([Document("abcdefg", "here")])
+    parts = samples.document(Document("abcdefg", "here"))
     ids = [*tokenizer.encode("abcdefg"), tokenizer.end_of_text_id]
     assert [part.ids.tolist() for part in parts] == [ids[:4], ids[4:]]
     assert [part.targets.tolist() for part in parts] == [ids[1:5], [*ids[5:], IGNORE]]
