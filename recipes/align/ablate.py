@@ -7,10 +7,12 @@
 From the repository's root. The claims are those of Qwen's report (arXiv 2309.16609, 3.2.2): a value network that learns
 first steadies training, answers drawn with top_p 0.9 earn more than with 1, the pre-training gradient lessens what
 alignment costs elsewhere. Without KL, language may collapse: the control. The policy's rate is constant, so that its
-steps count the same whether or not others went before. Finished runs are not begun again, stopped ones go on.
+steps count the same whether or not others went before. Finished runs are not begun again, stopped ones go on; a folder
+keeps to one model, rate and number of steps.
 """
 
 import argparse
+import hashlib
 import json
 import math
 import shutil
@@ -20,6 +22,8 @@ from statistics import mean
 
 import matplotlib
 
+from kiloq.checkpoint import open_checkpoint
+from kiloq.errors import ConfigError
 from kiloq.train.ppo import PpoConfig, ppo
 from kiloq.train.recipe import load_recipe
 
@@ -59,14 +63,34 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50, help="Of the policy.")
     parser.add_argument("--only", nargs="+", choices=list(VARIATIONS), default=list(VARIATIONS))
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    asked = {"model": args.model, "weights": weights(args.model), "rate": args.rate, "steps": args.steps}
+    claim(args.out, asked)
     found: dict[str, list[Run]] = {name: [] for name in args.only}
     for seed in args.seeds:  # every variation of a seed first: a whole table of one seed beats half a table of two
         for name, runs in found.items():
             runs.append(run(name, seed, args))
-            report(args.out, found, vars(args))
+            report(args.out, found, asked)
     for name, runs in found.items():
         print(json.dumps({name: [summary(one) for one in runs]}))
+
+
+def weights(model: str) -> str:
+    """Which weights these are: a path says little, a bundled model has editions."""
+    told = hashlib.sha256()
+    for path in sorted(open_checkpoint(model).folder.glob("*.safetensors")):
+        told.update(path.read_bytes())
+    return told.hexdigest()[:16]
+
+
+def claim(out: Path, asked: dict[str, object]) -> None:
+    """ConfigError where the folder's runs are of something else: their logs would be taken for these."""
+    path = out / "asked.json"
+    if path.exists() and (before := json.loads(path.read_text(encoding="utf-8"))) != asked:
+        raise ConfigError(f"{out} holds runs of {before}, and {asked} is asked for. Use another --out.")
+    out.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(asked), encoding="utf-8")
+    unfinished.replace(path)
 
 
 def run(name: str, seed: int, args: argparse.Namespace) -> Run:
@@ -114,7 +138,7 @@ def summary(rows: Run) -> dict[str, float]:
 def report(out: Path, found: dict[str, list[Run]], asked: dict[str, object]) -> None:
     """Write and draw what is there so far."""
     ends = {name: [summary(one) for one in runs] for name, runs in found.items()}
-    text = json.dumps({"asked": asked, "changed": VARIATIONS, "summary": ends, "runs": found}, default=str)
+    text = json.dumps({"asked": asked, "changed": VARIATIONS, "summary": ends, "runs": found})
     unfinished = out / "ablate.part"
     unfinished.write_text(text + "\n", encoding="utf-8")
     unfinished.replace(out / "ablate.json")

@@ -2,7 +2,7 @@
 # All of learning from preferences and rewards on one model: data, four runs, who wins, figures.json and two plots.
 #   sh recipes/align/run.sh MODEL OUT [FLAG ...]
 # Flags go to every run, so "--set optim.steps=6" is a quick look. About 15 minutes on one core; stopped, the same command
-# goes on. The recipes' paths are meant from OUT, so models of one machine do not meet: runs in OUT/runs/align.
+# goes on, and what is finished is not begun again, so another model wants another OUT. Runs are in OUT/runs/align.
 set -eu
 [ $# -ge 2 ] || { echo "usage: sh recipes/align/run.sh MODEL OUT [FLAG of kiloq train ...]" >&2; exit 2; }
 model=$1 out=$2

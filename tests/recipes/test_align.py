@@ -8,6 +8,8 @@ from types import ModuleType
 
 import pytest
 
+from kiloq.errors import ConfigError
+
 ALIGN = Path(__file__).parents[2] / "recipes" / "align"
 
 
@@ -48,3 +50,12 @@ def test_every_variation_is_a_recipe_whose_policy_can_be_told_from_its_start(abl
     for name, changes in ablate.VARIATIONS.items():
         config = ablate.load_recipe(ablate.PpoConfig, ablate.RECIPE, changes)
         assert config.kl > 0, name  # at 0 no reference is kept, and no KL is logged
+
+
+def test_a_folder_of_runs_is_not_taken_for_those_of_another_model(ablate: ModuleType, tmp_path: Path) -> None:
+    first, second = ({"weights": ablate.weights(name), "steps": 40} for name in ("kiloq-mini", "kiloq-mini-chat"))
+    assert first != second
+    ablate.claim(tmp_path, first)
+    ablate.claim(tmp_path, first)
+    with pytest.raises(ConfigError, match="--out"):
+        ablate.claim(tmp_path, second)
