@@ -71,14 +71,22 @@ class Corpus:
         report.bytes_out += len(text.encode())
 
     def write(self) -> dict[str, str]:
-        """Writes one JSONL per split and language; returns their sha256."""
+        """Writes one JSONL per split and language, and one of all training text not written here; their sha256."""
         digests = {}
-        for name, rows in sorted(self.documents.items()):
-            path = self.out / f"{name}.jsonl"
+        for rows in self.documents.values():
             rows.sort(key=lambda row: hashlib.sha256(row["text"].encode()).digest())
+        split = sorted(self.documents.items())
+        real = [row for name, rows in split if name.startswith("train") for row in rows if not is_ours(row["source"])]
+        for name, rows in [*split, ("train.real", real)]:
+            path = self.out / f"{name}.jsonl"
             path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
             digests[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
         return digests
+
+
+def is_ours(source: str) -> bool:
+    """Whether a source is one of the generator's parts, and no book or documentation."""
+    return source.startswith("kiloq-")
 
 
 def shingle_sketch(text: str) -> list[int]:

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 from make_chat import samples
-from minigen import invent, memory, numbers, refer, strings, words
+from minigen import invent, memory, numbers, practice, refer, strings, words
 from minigen.dialogue import conversation
 from minigen.exchange import Sample, draw
 from minigen.react import CALLS, react, rendered, tool_call
@@ -63,6 +63,18 @@ def test_every_equation_in_an_answer_is_true(many: list[Sample]) -> None:
     ]
     assert len(found) > 400
     assert not [match for match in found if len({value_of(part) for part in match.split(" = ")}) > 1]
+
+
+def test_every_comparison_in_an_answer_is_true(many: list[Sample]) -> None:
+    found = [
+        match
+        for sample in many
+        for message in sample.messages
+        if message["role"] == "assistant"
+        for match in re.findall(r"(\d+) ([<>]) (\d+)", str(message["content"]))
+    ]
+    assert len(found) > 60
+    assert all((int(a) < int(b)) == (sign == "<") and a != b for a, sign, b in found)
 
 
 def test_a_calculation_answers_its_own_question() -> None:
@@ -138,11 +150,35 @@ def test_translations_agree_with_the_table() -> None:
         assert exchange.expect in exchange.answer
 
 
-def test_lists_are_sorted() -> None:
+def test_lists_are_sorted_one_number_after_the_other() -> None:
     rng = random.Random(4)
     for lang in LANGUAGES * 20:
-        ordered = [int(n) for n in strings.sorting(rng, lang).answer.split(", ")]
-        assert ordered in (sorted(ordered), sorted(ordered, reverse=True))
+        exchange = strings.sorting(rng, lang)
+        given = [int(n) for n in exchange.key.split(", ")]
+        lines = [[int(n) for n in line.split(", ")] for line in exchange.answer.split("\n")]
+        assert [sorted(line) for line in lines] == [sorted(given[:count]) for count in range(1, len(given) + 1)]
+        assert all(line in (sorted(line), sorted(line, reverse=True)) for line in lines)
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_practice_agrees_with_the_tables_and_is_never_asked_in_tests(lang: str) -> None:
+    rng = random.Random(5)
+    same = {row[1:] for row in rows("words")}
+    near = {pair for row in rows("opposites") for pair in (row[0:2], row[2:4], row[4:6])}
+    for _ in range(60):
+        for one in (practice.translating, practice.opposites, practice.grouping, practice.spelling):
+            exchange = one(rng, lang)
+            pairs = [tuple(line.split(": ")) for line in exchange.answer.split("\n")]
+            assert all(len(pair) == 2 and pair[0] in exchange.user for pair in pairs)
+            assert not exchange.heldout
+            if one is practice.translating:
+                assert all(any(set(pair) <= set(row) for row in same) for pair in pairs)
+            if one is practice.opposites:
+                assert all(pair in near or pair[::-1] in near for pair in pairs)
+            if one is practice.spelling:
+                assert all("".join(pair[1].split("-")) == pair[0].upper() for pair in pairs)
+        copied = practice.dictation(rng, lang)
+        assert copied.answer in copied.user
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)

@@ -12,7 +12,7 @@ from minigen.topics import any_topic
 
 def conversation(rng: random.Random, lang: str, *, heldout: bool) -> Sample:
     """One conversation of the training side or of the held-out test, whose last answer can be checked."""
-    kind = rng.choices(("single", "multi", "persona", "react", "tool_call"), (50, 34, 5, 7, 4))[0]
+    kind = rng.choices(("single", "multi", "persona", "react", "tool_call"), (53, 34, 7, 4, 2))[0]
     while True:
         sample = _compose(rng, lang, kind, heldout=heldout)
         if sample.heldout == heldout and (sample.expect or not heldout):

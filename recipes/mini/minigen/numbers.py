@@ -53,6 +53,8 @@ def arithmetic(rng: random.Random, lang: str) -> Exchange:
     result, words = compute(operation, a, b), phrases(f"ask_{lang}")
     user = pick(rng, words[operation] + words["calculate"], a=a, b=b, formula=formula(rng, operation, a, b))
     answer = pick(rng, words["result"], formula=worked(operation, a, b), result=result)
+    if operation == "divide":  # the product first: it tells whether something is left over
+        answer = f"{b} × {result} = {a}\n{answer}"
     key = f"{operation}:{a}:{b}"
     return Exchange(topic="arithmetic", user=user, answer=answer, key=key, expect=f"= {result}", value=str(result))
 
@@ -89,7 +91,7 @@ def beyond(rng: random.Random, lang: str) -> Exchange:
         expect = str(compute(operation, a, b))
         answer = pick(rng, words["result"], formula=f"{a} {SIGNS[operation]} {b}", result=expect)
         if kind == "negative":
-            answer = f"{b} - {a} = {b - a}\n{answer}"
+            answer = f"{a} < {b}, {b} - {a} = {b - a}\n{answer}"
     user = pick(rng, words[operation][:2] + words["calculate"], a=a, b=b, formula=formula(rng, operation, a, b))
     return Exchange(topic="beyond", user=user, answer=answer, key=f"{operation}:{a}:{b}", expect=expect)
 
@@ -120,7 +122,7 @@ def counting(rng: random.Random, lang: str) -> Exchange:
     n = rng.randint(1, 99)
     if kind in ("next", "before"):
         result = n + 1 if kind == "next" else n - 1
-        answer = pick(rng, words[f"{kind}_answer"], n=n, result=result)
+        answer = f"{n - 1}, {n}, {n + 1}\n{pick(rng, words[f'{kind}_answer'], n=n, result=result)}"
         user = pick(rng, words[kind], n=n)
         return Exchange(
             topic="counting", user=user, answer=answer, key=f"{kind}:{n}", expect=str(result), value=str(result)
@@ -129,7 +131,9 @@ def counting(rng: random.Random, lang: str) -> Exchange:
         step, start = rng.choice((1, 2, 3, 5, 10)), rng.randint(0, 40)
         shown = ", ".join(str(start + i * step) for i in range(4))
         result = start + 4 * step
-        answer = pick(rng, words["sequence_answer"], result=result)
+        last = start + 3 * step
+        work = f"{start + step} - {start} = {step}, {last} + {step} = {result}"
+        answer = f"{work}\n{pick(rng, words['sequence_answer'], result=result)}"
         user = pick(rng, words["sequence"], shown=shown)
         return Exchange(topic="counting", user=user, answer=answer, key=f"sequence:{start}:{step}", expect=str(result))
     start, count = rng.choice((1, rng.randint(2, 12), rng.randint(2, 90))), rng.randint(3, 12)
@@ -142,6 +146,8 @@ def counting(rng: random.Random, lang: str) -> Exchange:
         series = series if kind == "up" else series[::-1]
         user = pick(rng, words["count"], first=series[0], last=series[-1])
     answer = ", ".join(map(str, series)) + pick(rng, words["stop"])
+    if kind in ("up", "down"):  # the direction is decided once
+        answer = f"{series[0]} {'<' if kind == 'up' else '>'} {series[-1]}\n{answer}"
     key = f"{kind}:{series[0]}:{series[-1]}"
     return Exchange(topic="counting", user=user, answer=answer, key=key, expect=", ".join(map(str, series)))
 
@@ -160,10 +166,19 @@ def comparing(rng: random.Random, lang: str) -> Exchange:
     best = {"larger": max(a, b), "smaller": min(a, b), "largest": max(numbers), "smallest": min(numbers)}[kind]
     other = a + b - best if kind in ("larger", "smaller") else 0
     answer = pick(rng, words[f"{kind}_answer"], result=best, other=other)
+    work = compared(a, b)
+    if not other:  # the winner of the first two against the third
+        work += f", {compared(max(a, b) if kind == 'largest' else min(a, b), c)}"
+    answer = f"{work}\n{answer}"
     user = pick(rng, words[kind], a=a, b=b, c=c)
     return Exchange(
         topic="comparing", user=user, answer=answer, key=f"{kind}:{a}:{b}", expect=str(best), value=str(best)
     )
+
+
+def compared(a: int, b: int) -> str:
+    """Two different numbers with the sign between them."""
+    return f"{a} {'<' if a < b else '>'} {b}"
 
 
 def units(rng: random.Random, lang: str) -> Exchange:
@@ -176,7 +191,9 @@ def units(rng: random.Random, lang: str) -> Exchange:
         source, target, given, value = small, large, value, n
     shown, result = quantity(given, source, lang), quantity(value, target, lang)
     user = pick(rng, words["convert"], n=given, source=source, target=target, shown=shown)
-    work = f"{given} {'×' if given == n else '÷'} {factor} = {value}"
+    tens, ones = int(factor) // 10 * 10, int(factor) % 10
+    steps = f" = {n * tens} + {n * ones}" if given == n > 1 and tens and ones else ""
+    work = f"{given} {'×' if given == n else '÷'} {factor}{steps} = {value}"
     answer = f"{work}\n{pick(rng, words['convert_answer'], shown=shown, result=result)}"
     if lang == "ko":
         user, answer = user.replace("몇 일", "며칠"), answer.replace("몇 일", "며칠")
@@ -203,5 +220,7 @@ def calendar(rng: random.Random, lang: str) -> Exchange:
     index = rng.randrange(len(names))
     result = names[(index + (1 if direction == "after" else -1)) % len(names)]
     user = pick(rng, words[f"{kind}_{direction}"], name=names[index])
-    answer = pick(rng, words[f"{kind}_{direction}_answer"], name=names[index], result=result)
+    # The three in a row first: they are the same whichever side is asked for.
+    row = " → ".join(names[(index + i) % len(names)] for i in (-1, 0, 1))
+    answer = f"{row}\n{pick(rng, words[f'{kind}_{direction}_answer'], name=names[index], result=result)}"
     return Exchange(topic="calendar", user=user, answer=answer, expect=result, value=result)

@@ -20,7 +20,7 @@ Call = tuple[str, dict[str, object], str, str]  # question, arguments, observati
 def react(rng: random.Random, lang: str) -> Sample:
     """A question with tools at hand: a call, a call that is answered, a second call, or an answer without any."""
     names = rng.sample(sorted(CALLS), rng.choices((1, 2, 3), (40, 42, 18))[0])
-    kind = rng.choices(("call", "answered", "follow", "direct"), (38, 38, 10, 14))[0]
+    kind = rng.choices(("call", "answered", "follow", "direct"), (34, 32, 22, 12))[0]
     used = rng.choice(("get_weather", "get_time")) if kind == "follow" else names[0]
     names = list(dict.fromkeys([used, *names]))[:3]
     rng.shuffle(names)
@@ -155,6 +155,8 @@ def search(rng: random.Random, lang: str) -> Call:
     """Something to look up."""
     text = phrases(f"tools_{lang}")
     query, found = rng.choice(text["searches"]).split("=")
+    if rng.random() < 0.5:  # what nobody knows by heart has to be copied
+        query, found = invent.anything(rng, lang), invent.anything(rng, lang)
     return pick(rng, text["search_ask"], query=query), {"query": query}, found, found
 
 

@@ -7,7 +7,7 @@ from minigen import invent, strings
 from minigen.exchange import Exchange
 from minigen.stories import cast
 from minigen.templates import phrases, pick, rows
-from minigen.words import COLUMN, members, sentence
+from minigen.words import COLUMN, join, members, sentence
 
 KINDS = ("thing", "city", "age", "food", "job")
 
@@ -21,7 +21,7 @@ def about_people(rng: random.Random, lang: str, heldout: bool) -> list[Exchange]
     asked = rng.sample(list(known), rng.randint(1, len(known)))
     turns = [_question(rng, lang, kind, (who, known[who]), again=bool(number)) for number, who in enumerate(asked)]
     if rng.random() < 0.4:
-        turns.append(_who(rng, lang, kind, rng.choice(list(known.items()))))
+        turns.append(_who(rng, lang, kind, known))
         if rng.random() < 0.4:
             turns = turns[-1:]
     if rng.random() < 0.5:
@@ -71,12 +71,16 @@ def _value(rng: random.Random, lang: str, kind: str) -> str:
 def _question(rng: random.Random, lang: str, kind: str, known: tuple[str, str], *, again: bool) -> Exchange:
     text, (who, value) = phrases(f"refer_{lang}"), known
     user = pick(rng, text["and_who"] if again and rng.random() < 0.8 else text[f"{kind}_ask"], who=who)
-    answer = sentence(pick(rng, text[f"{kind}_answer"], who=who, value=value))
+    # The whole sentence: the name, written again, leads to what was said of it.
+    wording = [one for one in text[f"{kind}_answer"] if "{who" in one]
+    answer = sentence(pick(rng, wording, who=who, value=value))
     return Exchange(topic="reference", user=user, answer=answer, key=f"refer:{who}:{value}", expect=value)
 
 
-def _who(rng: random.Random, lang: str, kind: str, known: tuple[str, str]) -> Exchange:
-    text, (who, value) = phrases(f"refer_{lang}"), known
-    answer = pick(rng, text["who_answer"], who=who)
+def _who(rng: random.Random, lang: str, kind: str, known: dict[str, str]) -> Exchange:
+    text, who = phrases(f"refer_{lang}"), rng.choice(list(known))
+    value = known[who]
+    listed = join([f"{one}: {its}" for one, its in known.items()], lang)
+    answer = f"{listed}\n{pick(rng, text['who_answer'], who=who)}"
     user = pick(rng, text[f"{kind}_who"], value=value)
     return Exchange(topic="reference", user=user, answer=answer, key=f"who:{who}:{value}", expect=who)

@@ -187,14 +187,14 @@ def any_short(rng: random.Random, lang: str) -> Exchange:
 
 
 MULTI: tuple[tuple[int, Callable[[random.Random, str, bool], list[Exchange]]], ...] = (
-    (36, remembering),
-    (6, correcting),
-    (9, asking_back),
-    (14, calculating_on),
-    (8, translating_on),
-    (7, travelling),
-    (14, chatting),
-    (3, repeating),
+    (22, remembering),
+    (5, correcting),
+    (22, asking_back),
+    (11, calculating_on),
+    (12, translating_on),
+    (6, travelling),
+    (13, chatting),
+    (4, repeating),
     (4, not_told),
     (4, switching),
     (4, greeting_by_name),
@@ -202,6 +202,6 @@ MULTI: tuple[tuple[int, Callable[[random.Random, str, bool], list[Exchange]]], .
     (5, asked_how_it_is),
     (5, doubting),
     (6, asking_about),
-    (16, refer.about_people),
+    (28, refer.about_people),
     (6, refer.listing_on),
 )

@@ -14,9 +14,14 @@ def sorting(rng: random.Random, lang: str) -> Exchange:
     """Three to five numbers from small to large, or the other way."""
     text, kind = phrases(f"lists_{lang}"), rng.choice(("ascending", "descending"))
     numbers = rng.sample(range(1, 100), rng.randint(3, 5))
-    ordered = ", ".join(map(str, sorted(numbers, reverse=kind == "descending")))
     shown = ", ".join(map(str, numbers))
-    return Exchange(topic="sorting", user=pick(rng, text[kind], list=shown), answer=ordered, key=shown, expect=ordered)
+    # One number after the other is put in its place: each line copies the one before and decides once.
+    lines = [
+        ", ".join(map(str, sorted(numbers[:count], reverse=kind == "descending")))
+        for count in range(1, len(numbers) + 1)
+    ]
+    user, ordered = pick(rng, text[kind], list=shown), lines[-1]
+    return Exchange(topic="sorting", user=user, answer="\n".join(lines), key=shown, expect=ordered)
 
 
 def adding_up(rng: random.Random, lang: str) -> Exchange:

@@ -70,7 +70,7 @@ def members(group: str, lang: str) -> list[str]:
 
 def grouping(rng: random.Random, lang: str) -> Exchange:
     """Which of two groups a word belongs to, the odd one out of four, or examples of a group."""
-    words, kind = phrases(f"ask_{lang}"), rng.choice(("category", "category", "odd_one", "example"))
+    words, kind = phrases(f"ask_{lang}"), rng.choice(("category", "category", "odd_one", "odd_one", "example"))
     # Neighbouring groups such as food and fruit would make the question unfair.
     group, other = rng.sample(
         ["animal", "color", "vehicle", "clothes", "body", "job", rng.choice(("fruit", "vegetable", "drink"))], 2
@@ -89,7 +89,9 @@ def grouping(rng: random.Random, lang: str) -> Exchange:
         listed = join(four, lang)
         user = pick(rng, words[kind], list=listed)
         # One word after the other first: a small model cannot compare four groups that it has not named.
-        work = join([f"{w}: {group_name(other if w == odd else group, lang, many=True)}" for w in four], lang)
+        single = group_name(other, lang, many=True)
+        work = join([f"{w}: {single if w == odd else name}" for w in four], lang)
+        work = f"{work}\n{name} 3, {single} 1: {odd}"
         answer = sentence(pick(rng, words["odd_one_answer"], result=odd, group=name))
         return Exchange(topic="odd_one", user=user, answer=f"{work}\n{answer}", expect=odd)
     n = rng.randint(2, 5)
@@ -119,8 +121,10 @@ def letters(rng: random.Random, lang: str) -> Exchange:
     }[kind]
     user = pick(rng, words[kind], word=word)
     answer = pick(rng, words[f"{kind}_answer"], word=word, result=result)
-    if kind in ("reverse", "length", "last_letter"):  # spelled first: letters are not seen inside a token
-        answer = f"{spelled}\n{answer}"
+    if kind in ("reverse", "last_letter"):  # spelled first: letters are not seen inside a token
+        answer = f"{spelled}\n{spelled[::-1]}\n{answer}" if kind == "reverse" else f"{spelled}\n{answer}"
+    if kind == "length":  # counted aloud
+        answer = ", ".join(f"{number} {letter}" for number, letter in enumerate(word.upper(), 1)) + f"\n{answer}"
     return Exchange(topic="letters", user=user, answer=answer, key=f"{kind}:{word}", expect=result)
 
 
