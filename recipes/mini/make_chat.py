@@ -20,7 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--samples", type=int, default=120_000)
+    parser.add_argument("--samples", type=int, default=320_000)
     parser.add_argument("--heldout", type=int, default=1_500)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
