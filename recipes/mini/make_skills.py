@@ -42,7 +42,8 @@ def main() -> None:
             if not right:
                 question = sample.messages[-2]["content"]
                 wrong.append({"skill": skill, "asked": question, "expect": sample.expect, "answer": answer})
-        scores[name] = table
+        scores.pop(name, None)
+        scores[name] = table  # behind what is kept of earlier calls: the last one is shown by language
         (args.record / f"wrong.{name}.jsonl").write_text(
             "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in wrong), encoding="utf-8"
         )
