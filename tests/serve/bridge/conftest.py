@@ -9,7 +9,7 @@ from kiloq import LLM
 
 @pytest.fixture(scope="module")
 def loaded() -> LLM:
-    return LLM(max_batch=4, max_context=512, dtype="float32", kv_dtype="float32")  # a batch rounds as one row does
+    return LLM(max_batch=4, max_context=512, dtype="float32", kv_dtype="float32")  # a batch rounds as one row, to 1e-6
 
 
 @pytest.fixture

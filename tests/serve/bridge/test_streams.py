@@ -15,8 +15,9 @@ from tests.serve.bridge.lab import LONG, SHORT, during, engine_of, idle, now, pr
 
 
 def test_many_streams_give_what_the_engine_alone_gives(llm: LLM) -> None:
-    """More than run at once; drawn, not greedy."""
-    params = [SamplingParams(max_tokens=8, seed=number, n=1 + number % 2) for number in range(8)]
+    """More than run at once; drawn, not greedy, but not from the tail, where thousands of tokens of 1e-6 lie so close
+    that a batch's last bit puts them in another order."""
+    params = [SamplingParams(max_tokens=8, seed=number, n=1 + number % 2, top_p=0.9) for number in range(8)]
     prompts = [prompt(llm, number) for number in range(8)]
     alone = dict(llm.as_completed(zip(prompts, params, strict=True)))
 

@@ -67,6 +67,10 @@ class Web:
         self.page.unroute("**/v1/chat/completions")
         self.page.route("**/v1/chat/completions", handle)
 
+    def recite_on(self) -> None:
+        """From now on the model is made to answer in small words that do not end."""
+        self.recite(guided_regex="([a-z]{3} ){6000}", max_tokens=6000)
+
     def type(self, text: str) -> None:
         self.page.locator("#composer-text").fill(text)
         self.page.keyboard.press("Enter")

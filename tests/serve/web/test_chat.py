@@ -6,7 +6,6 @@ from typing import Any
 
 from playwright.sync_api import expect
 
-ENDLESS: dict[str, Any] = {"ignore_eos": True, "max_tokens": 6000}
 MANY_WORDS = "() => document.querySelector('.turn-answer .prose').textContent.length > 40"
 
 
@@ -23,7 +22,7 @@ def test_an_answer_streams_and_its_usage_is_shown(web: Any) -> None:
 
 
 def test_what_is_there_is_shown_before_the_rest_and_escape_ends_it_on_the_server_too(web: Any) -> None:
-    web.recite(**ENDLESS)
+    web.recite_on()
     with web.page.expect_response("**/v1/chat/completions") as response:
         web.type("Tell me a story.")
     web.page.wait_for_function(MANY_WORDS)
@@ -90,7 +89,7 @@ def test_an_edited_question_replaces_what_followed(web: Any) -> None:
 
 
 def test_an_edit_while_an_answer_comes_ends_that_answer(web: Any) -> None:
-    web.recite(**ENDLESS)
+    web.recite_on()
     web.type("first")
     web.page.wait_for_function(MANY_WORDS)
     web.recite("Done.")

@@ -38,7 +38,7 @@ def test_a_reload_keeps_the_conversation_and_its_settings(web: Any) -> None:
 
 
 def test_an_answer_that_a_reload_cut_off_is_kept_so_far(web: Any) -> None:
-    web.recite(ignore_eos=True, max_tokens=6000)
+    web.recite_on()
     web.type("Tell me")
     web.page.wait_for_function("() => document.querySelector('.turn-answer .prose')?.textContent.length > 200")
     web.page.reload()
@@ -47,7 +47,7 @@ def test_an_answer_that_a_reload_cut_off_is_kept_so_far(web: Any) -> None:
 
 
 def test_several_conversations_answer_side_by_side(web: Any) -> None:
-    web.recite(ignore_eos=True, max_tokens=6000)
+    web.recite_on()
     web.type("A long story")
     expect(web.answers.locator(".prose")).not_to_be_empty()
     web.page.keyboard.press("Control+k")

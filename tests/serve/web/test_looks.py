@@ -77,7 +77,7 @@ def test_a_long_answer_stays_at_its_end_unless_the_reader_moves_up(web: Any) -> 
     web.recite("\n\n".join(f"Paragraph {number}." for number in range(60)))
     web.ask("Many, please.")
     assert web.page.evaluate(FROM_END) < 2
-    web.recite(ignore_eos=True, max_tokens=6000)
+    web.recite_on()
     web.type("More.")
     expect(web.answers.nth(1).locator(".prose")).not_to_be_empty()
     web.page.locator("#transcript").hover()
