@@ -128,10 +128,12 @@ class Gae:
             trace.advantages = advantages(rewards, trace.values, gamma=self.gamma, lam=self.lam)
             trace.returns = trace.advantages + trace.values
         every = torch.cat([trace.advantages for trace in traces])
-        left, returns = every.var(), torch.cat([trace.returns for trace in traces])
+        returns = torch.cat([trace.returns for trace in traces])
+        correction = int(len(every) > 1)  # a round of one token has no deviation
         for trace in traces:
-            trace.advantages = (trace.advantages - every.mean()) / (every.std() + 1e-8)
-        return {"explained": float(1 - left / returns.var().clamp(min=1e-8))}
+            trace.advantages = (trace.advantages - every.mean()) / (every.std(correction=correction) + 1e-8)
+        left, whole = every.var(correction=correction), returns.var(correction=correction)
+        return {"explained": float(1 - left / whole.clamp(min=1e-8))}
 
     def weigh(self, traces: Sequence[Trace]) -> tuple[Tensor, int]:
         """All tokens alike."""

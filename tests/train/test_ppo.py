@@ -96,6 +96,14 @@ def test_a_token_pays_for_leaving_the_reference() -> None:
     assert trace.returns.tolist() == pytest.approx([-0.05 + 0.1, 0.1])
 
 
+def test_a_round_of_one_token_is_a_round() -> None:
+    zero = torch.zeros(1)
+    trace = Trace(torch.arange(3), 2, 0, 1.0, zero, old=zero, reference=zero, values=zero)
+    facts = Gae(kl=0.1, gamma=1.0, lam=1.0).credit([trace])
+    assert trace.advantages.tolist() == [0.0]
+    assert all(math.isfinite(fact) for fact in facts.values())
+
+
 def test_values_are_held_near_where_they_were() -> None:
     draw = random.Random(1)
     new, old, returns = ([draw.gauss(0, 0.3) for _ in range(50)] for _ in range(3))
